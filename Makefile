@@ -1,0 +1,45 @@
+# The two commands to begin with: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hvkf
+# One set of installed packages per lock file, shared by all clones; .venv adds this clone to it.
+LOCK_DIGEST := $(shell sha256sum requirements.lock | cut -c1-16)
+PACKAGES := $(CACHE)/packages/py311-$(LOCK_DIGEST)
+VENV := .venv
+PY := $(VENV)/bin/python
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(PACKAGES)/.complete: requirements.lock
+	@mkdir -p $(CACHE)/packages
+	@flock $(CACHE)/packages/$(LOCK_DIGEST).lock bash -eu -c '\
+	  [ -e $@ ] && exit 0; \
+	  echo "Installing $$(wc -l < requirements.lock) packages into $(PACKAGES), once for this lock file (about 5 minutes)"; \
+	  $(PYTHON) -m venv $(PACKAGES); \
+	  $(PACKAGES)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q --no-deps -r requirements.lock; \
+	  $(PACKAGES)/bin/python -m pip check; \
+	  touch $@'
+
+$(VENV)/.complete: $(PACKAGES)/.complete pyproject.toml
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv --without-pip $(VENV)
+	@echo "import site; site.addsitedir('$$(cd $(PACKAGES) && pwd)/lib/python3.11/site-packages')" \
+	  > $(VENV)/lib/python3.11/site-packages/hvkf_packages.pth
+	@$(PY) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: env
+env: $(VENV)/.complete ## the Python environment, from requirements.lock
+
+.PHONY: lock
+lock: ## resolve requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --python-version 3.11 --extra model --extra demo --extra dev \
+	  --no-annotate --no-header -o requirements.lock

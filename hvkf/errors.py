@@ -1,0 +1,53 @@
+"""What can go wrong, as exceptions that carry the exit code of the process they end.
+
+HvkfError (1)
+├── BadInput (65)        what the user gave cannot work; retrying cannot help
+│   ├── ConfigError      a setting
+│   └── DiskFull         no room where the workspace or the scratch folder lies
+├── CorruptData (65)     stored bytes differ from what their record says
+├── AlreadyExists        a conditional write found the place taken (never ends a process)
+├── TryAgain (75)        a fault that may pass: storage away, a peer lost
+└── Stopped (143)        told to stop; what was done is saved
+"""
+
+
+class HvkfError(Exception):
+    """The base of all faults that hvkf itself raises; its message is one sentence for the user."""
+
+    exit_code = 1
+
+
+class BadInput(HvkfError):
+    """The input names something that cannot be done; the message says what, where and the fix."""
+
+    exit_code = 65
+
+
+class ConfigError(BadInput):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class DiskFull(BadInput):
+    """There is no room left to write to."""
+
+
+class CorruptData(HvkfError):
+    """Stored bytes are not those that were recorded when they were written."""
+
+    exit_code = 65
+
+
+class AlreadyExists(HvkfError):
+    """A write that must create an object found one there."""
+
+
+class TryAgain(HvkfError):
+    """A fault that may pass by itself."""
+
+    exit_code = 75
+
+
+class Stopped(HvkfError):
+    """The process was told to stop, and stopped after saving its work."""
+
+    exit_code = 143
