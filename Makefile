@@ -9,6 +9,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hvkf
 LOCK_DIGEST := $(shell sha256sum requirements.lock | cut -c1-16)
 PACKAGES := $(CACHE)/packages/py311-$(LOCK_DIGEST)
 VENV := .venv
+TEST_WORKERS ?= 2
 PY := $(VENV)/bin/python
 
 export HF_HUB_OFFLINE ?= 1
@@ -43,3 +44,26 @@ env: $(VENV)/.complete ## the Python environment, from requirements.lock
 lock: ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --python-version 3.11 --extra model --extra demo --extra dev \
 	  --no-annotate --no-header -o requirements.lock
+
+.PHONY: demo
+demo: env ## the whole chain on real clips with a tiny checkpoint, in demo/
+	@$(VENV)/bin/hvkf demo demo
+
+.PHONY: check
+check: env ## lint, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Tests start processes of their own: one thread each, or two cores drown.
+.PHONY: test
+test: env ## the fast tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(TEST_WORKERS) -m "not slow and not gpu and not browser"
+
+.PHONY: test-all
+test-all: env ## the fast tests and the long drills
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(TEST_WORKERS) -m "not gpu and not browser"
+
+.PHONY: clean
+clean: ## remove the environment link and the demo (not the shared packages)
+	rm -rf $(VENV) demo

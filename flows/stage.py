@@ -1,0 +1,99 @@
+"""How every stage's flow goes: plan where the flow runs, one task for the job, commit."""
+
+import subprocess
+import sys
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact
+from prefect.artifacts import update_progress_artifact as update_artifact
+from prefect.logging import get_run_logger
+
+from hvkf.config import Config
+from hvkf.jobs.local import ERROR_PREFIX, Listener, run_plan
+from hvkf.jobs.spec import fault_of
+from hvkf.ledger import read_plan
+from hvkf.progress import display
+from hvkf.records import Planned, Summary
+from hvkf.storage import open_store
+
+
+def run_stage(stage: str, config: Config) -> Summary:
+    """Run one stage to its commit; what was done before is found done.
+
+    Raises:
+        HvkfError: the fault with which a step of the stage ended.
+    """
+    planned = Planned.model_validate_json(
+        _hvkf([stage, "plan", "--config", "-"], config.model_dump_json())
+    )
+    if planned.num_pending:
+        run_job.with_options(name=f"{stage} job")(stage, planned)
+    arguments = [stage, "commit", "--workspace", planned.workspace, "--plan", planned.plan]
+    summary = Summary.model_validate_json(_hvkf(arguments, ""))
+    create_markdown_artifact(
+        key=f"{stage}-summary", markdown=_markdown(summary), description=f"What {stage} did"
+    )
+    return summary
+
+
+@task
+def run_job(stage: str, planned: Planned) -> None:
+    """Run the parts of a plan that the ledger lacks."""
+    store = open_store(planned.workspace)
+    plan = read_plan(store, stage, planned.plan)
+    logger = get_run_logger()
+    artifact = create_progress_artifact(0.0, key=f"{stage}-progress", description=f"{stage}")
+    done: dict[int, tuple[int, int]] = {}
+    shown: dict[int, Any] = {}
+    with display() as bars:
+
+        def on_progress(worker: int, event: dict[str, Any]) -> None:
+            if worker not in shown:
+                shown[worker] = bars.add_task(event["label"], total=None, note="")
+            bars.update(
+                shown[worker],
+                total=event["total"],
+                completed=event["done"],
+                note=event["note"],
+            )
+            before = _percent(done)
+            done[worker] = (event["done"], event["total"])
+            if int(_percent(done)) > int(before):
+                update_artifact(artifact, _percent(done))
+
+        def on_log(line: str) -> None:
+            bars.console.print(line, markup=False, highlight=False)
+            logger.info(line)
+
+        run_plan(plan, store, Listener(on_progress, on_log))
+
+
+def _percent(done: dict[int, tuple[int, int]]) -> float:
+    total = sum(count for _, count in done.values())
+    return 100.0 * sum(count for count, _ in done.values()) / total if total else 0.0
+
+
+def _hvkf(arguments: list[str], standard_input: str) -> str:
+    """Run a light step of hvkf in a process of its own, and return its last line."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "hvkf.cli", *arguments],
+        input=standard_input,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        said = [line for line in ended.stderr.splitlines() if line.startswith(ERROR_PREFIX)]
+        sentence = said[-1].removeprefix(ERROR_PREFIX) if said else ended.stderr[-2000:]
+        fault = fault_of(ended.returncode, sentence)
+        assert fault is not None
+        raise fault
+    return ended.stdout.splitlines()[-1]
+
+
+def _markdown(summary: Summary) -> str:
+    lines = [f"# {summary.stage}", "", "done before" if summary.reused else "done", ""]
+    lines += [f"- {line}" for line in summary.text.splitlines()]
+    lines += [f"- {name}: `{link}`" for name, link in summary.links.items()]
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""The catalog: the clips of a data set as a Parquet table, and the newest one of a data set."""
+
+import io
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hvkf.errors import BadInput
+from hvkf.ledger import latest_commit
+from hvkf.records import CatalogCommit, Clip, Record
+from hvkf.storage import Store
+
+
+def commits_folder(dataset: str) -> str:
+    """Where the commits of a data set's catalogs lie."""
+    return f"datasets/{dataset}/commits"
+
+
+def newest_catalog(store: Store, dataset: str) -> CatalogCommit:
+    """Read the newest commit of a data set's catalog.
+
+    Raises:
+        BadInput: the data set was never ingested into this workspace.
+    """
+    commit = latest_commit(store, commits_folder(dataset), CatalogCommit)
+    if commit is None:
+        raise BadInput(
+            f"The workspace {store.url} has no data set {dataset!r}: run `hvkf ingest` first, or "
+            "set ingest.dataset to one that is there."
+        )
+    return commit
+
+
+def to_parquet(rows: Sequence[Record]) -> bytes:
+    """Encode records of one kind as a Parquet table; equal records give equal bytes."""
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist([row.model_dump(mode="json") for row in rows])
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_clips(store: Store, path: str) -> list[Clip]:
+    """Read a catalog's clips, in order."""
+    table = pq.read_table(io.BytesIO(store.read(path)))
+    return [Clip.model_validate(row) for row in table.to_pylist()]

@@ -1,0 +1,261 @@
+"""The command line: each stage alone, the whole chain, and what this machine lacks."""
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hvkf import ledger
+from hvkf.config import Config
+from hvkf.config_file import check_config, load_config
+from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
+from hvkf.jobs.local import ERROR_PREFIX, PARENT_VARIABLE, Listener, run_plan
+from hvkf.progress import display
+from hvkf.records import Plan, Planned, Summary
+from hvkf.storage import Store, open_store
+
+PR_SET_PDEATHSIG = 1
+EPILOG = (
+    "Settings come from the YAML file and from overrides such as --hparams.learning_rate=1e-4; "
+    "docs/configuration.md lists all of them."
+)
+STAGES = {
+    "ingest": "Reads a table of videos and captions; writes a catalog of clips (datasets/).",
+    "cache": "Reads the catalog and its videos; writes resized frames as MDS shards (scenes/).",
+    "encode": "Reads scenes and the checkpoint's encoders; writes latent shards (latents/).",
+    "train": "Reads latents and the transformer; writes checkpoints and the LoRA (runs/).",
+    "evaluate": "Reads a run's LoRA and held-out clips; writes metrics and a report (evals/).",
+    "render": "Reads a manifest of keyframe pairs and a LoRA; writes videos (renders/).",
+}
+
+app = typer.Typer(
+    help="Train and run keyframe-control LoRAs for HunyuanVideo: give the first and the last "
+    "image, get the video between.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class Step(StrEnum):
+    """What to do of a stage."""
+
+    ALL = "all"
+    PLAN = "plan"
+    RUN = "run"
+    COMMIT = "commit"
+
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="YAML file of settings; - reads standard input.")
+]
+OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def stage_module(stage: str) -> ModuleType:
+    """Import a stage."""
+    return importlib.import_module(f"hvkf.stages.{stage}")
+
+
+def read_config(file: str | None, overrides: Sequence[str]) -> Config:
+    """Read the settings that a command was given."""
+    if file == "-":
+        return check_config(yaml.safe_load(sys.stdin.read()) or {}, "standard input")
+    if file is None and not overrides:
+        raise ConfigError("Give --config FILE; configs/ has files to begin with.")
+    return load_config(Path(file) if file is not None else None, overrides)
+
+
+def run_stage(stage: str, config: Config, store: Store) -> Summary:
+    """Plan a stage, run its parts in processes of this machine, and commit."""
+    module = stage_module(stage)
+    plan: Plan = module.plan(config, store)
+    if plan.committed is None and plan.parts:
+        ledger.put_plan(store, plan)
+        with display() as bars:
+            tasks = {}
+
+            def on_progress(worker: int, event: dict[str, Any]) -> None:
+                if worker not in tasks:
+                    tasks[worker] = bars.add_task(event["label"], total=None, note="")
+                bars.update(
+                    tasks[worker],
+                    total=event["total"],
+                    completed=event["done"],
+                    note=event["note"],
+                )
+
+            run_plan(plan, store, Listener(on_progress, bars.console.print))
+    summary: Summary = module.commit(plan, store)
+    return summary
+
+
+def _stage_command(stage: str) -> None:
+    def command(
+        context: typer.Context,
+        step: Annotated[
+            Step, typer.Argument(help="Only plan, run given parts of a plan, or commit a plan.")
+        ] = Step.ALL,
+        config: ConfigOption = None,
+        workspace: Annotated[
+            str | None, typer.Option(help="With run and commit: the workspace of the plan.")
+        ] = None,
+        plan: Annotated[
+            str | None, typer.Option(help="With run and commit: the plan's digest.")
+        ] = None,
+        parts: Annotated[
+            str | None, typer.Option(help="With run: numbers of parts, joined by commas.")
+        ] = None,
+    ) -> None:
+        if step in (Step.ALL, Step.PLAN):
+            settings = read_config(config, context.args)
+            store = open_store(settings.workspace)
+            if step == Step.PLAN:
+                print(_planned(stage, settings, store))
+            else:
+                print(run_stage(stage, settings, store).text)
+            return
+        if workspace is None or plan is None:
+            raise ConfigError(f"`hvkf {stage} {step}` needs --workspace and --plan.")
+        store = open_store(workspace)
+        found = ledger.read_plan(store, stage, plan)
+        if step == Step.COMMIT:
+            print(stage_module(stage).commit(found, store).model_dump_json())
+        else:
+            _run_parts(stage, found, store, parts)
+
+    command.__doc__ = STAGES[stage]
+    app.command(name=stage, context_settings=OVERRIDES, epilog=EPILOG)(command)
+
+
+def _planned(stage: str, config: Config, store: Store) -> str:
+    """Plan, keep the plan in the workspace, and return it without its parts' work."""
+    plan: Plan = stage_module(stage).plan(config, store)
+    ledger.put_plan(store, plan)
+    pending = [part.index for part in ledger.pending_parts(store, plan)]
+    return Planned(
+        plan=plan.digest,
+        workspace=store.url,
+        num_parts=len(plan.parts),
+        num_pending=len(pending),
+        committed=plan.committed,
+    ).model_dump_json()
+
+
+def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None) -> None:
+    follow_parent()
+    if stage != "train":  # it saves a checkpoint first
+        signal.signal(signal.SIGTERM, _stop)
+    chosen = range(len(plan.parts)) if parts is None else [int(part) for part in parts.split(",")]
+    if unknown := [index for index in chosen if not 0 <= index < len(plan.parts)]:
+        raise BadInput(f"The plan has parts 0 to {len(plan.parts) - 1}, not {unknown}.")
+    stage_module(stage).run(plan, store, [plan.parts[index] for index in chosen])
+
+
+def _stop(signum: int, frame: object) -> None:
+    raise Stopped("Told to stop; what was committed stays, the rest is done by the next start.")
+
+
+def follow_parent() -> None:
+    """End with the process that started this one, even when that is killed."""
+    if PARENT_VARIABLE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+for _stage in STAGES:
+    _stage_command(_stage)
+
+
+@app.command(context_settings=OVERRIDES, epilog=EPILOG)
+def run(context: typer.Context, config: ConfigOption = None) -> None:
+    """Runs the whole chain as one Prefect flow: ingest, cache, encode, train, evaluate, render."""
+    settings = read_config(config, context.args)
+    from flows.local import run_pipeline  # importing Prefect takes seconds
+
+    for summary in run_pipeline(settings):
+        print(f"{summary.stage}: {'done before; ' if summary.reused else ''}{summary.text}")
+        for name, link in summary.links.items():
+            print(f"  {name}: {settings.workspace}/{link}")
+
+
+@app.command(context_settings=OVERRIDES, epilog=EPILOG)
+def verify(context: typer.Context, config: ConfigOption = None) -> None:
+    """Hashes every stored shard and checkpoint anew, and compares with what was recorded."""
+    from hvkf.verify import verify_workspace
+
+    store = open_store(read_config(config, context.args).workspace)
+    count, faults = verify_workspace(store)
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise BadInput(f"{len(faults)} of {count} stored files are not as recorded (see above).")
+    print(f"{count} stored files are as recorded")
+
+
+@app.command(context_settings=OVERRIDES, epilog=EPILOG)
+def gc(
+    context: typer.Context,
+    config: ConfigOption = None,
+    delete: Annotated[bool, typer.Option(help="Remove them, instead of only listing.")] = False,
+    older_than_hours: Annotated[
+        float, typer.Option(min=0, help="Leave younger ones: a running job may still need them.")
+    ] = 24.0,
+) -> None:
+    """Lists what nothing refers to, left by killed workers and old settings; removes it if asked."""
+    from hvkf.garbage import find_garbage
+
+    store = open_store(read_config(config, context.args).workspace)
+    garbage = find_garbage(store, older_than_hours * 3600)
+    for path, size in garbage:
+        print(f"{size:>12} {path}")
+        if delete:
+            store.delete(path)
+    total_mb = sum(size for _, size in garbage) / 1e6
+    print(
+        f"{len(garbage)} objects, {total_mb:.1f} MB {'removed' if delete else 'can go: --delete'}"
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Says what this machine has and lacks for each stage."""
+    from hvkf.doctor import examine
+
+    for line in examine():
+        print(line)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put data, checkpoint and results.")],
+) -> None:
+    """Runs the whole chain on three real clips with a tiny checkpoint that it builds."""
+    from hvkf.demo import prepare
+
+    config = prepare(folder)
+    app(["run", "--config", str(config)], standalone_mode=False)
+
+
+def main() -> None:
+    """Run the command line; faults end it with their sentence and exit code."""
+    try:
+        app(standalone_mode=False)
+    except HvkfError as fault:
+        print(f"{ERROR_PREFIX}{fault}", file=sys.stderr)
+        sys.exit(fault.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What this machine has and lacks for each stage, told without loading any of it."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from hvkf.model_source import cache_folder
+
+REQUIRED = {
+    "av": ("av", "ingest, cache and render read and write video"),
+    "pyarrow": ("pyarrow", "catalogs"),
+    "prefect": ("prefect", "`hvkf run` and the flows"),
+    "torch": ("torch", "encode, train, evaluate and render; pip install 'hvkf[model]'"),
+    "diffusers": ("diffusers", "the models; pip install 'hvkf[model]'"),
+    "transformers": ("transformers", "the text encoders; pip install 'hvkf[model]'"),
+    "streaming": ("mosaicml-streaming", "the shards; pip install 'hvkf[model]'"),
+    "cv2": ("opencv-python-headless", "resizing; pip install 'hvkf[model]'"),
+    "scenedetect": ("scenedetect-headless", "scene splits; pip install 'hvkf[model]'"),
+}
+OPTIONAL = {
+    "flash_attn": ("flash-attn", "faster attention on GPUs; pip install 'hvkf[flash]'"),
+    "bitsandbytes": ("bitsandbytes", "8-bit optimizers on GPUs; pip install 'hvkf[bnb]'"),
+    "skvideo": ("scikit-video", "`make demo`; pip install 'hvkf[demo]'"),
+    "wandb": ("wandb", "that tracker; pip install 'hvkf[wandb]'"),
+    "mlflow": ("mlflow", "that tracker; pip install 'hvkf[mlflow]'"),
+}
+GIB = 1 << 30
+LOW_DISK_BYTES = 20 * GIB
+
+
+def examine() -> Iterable[str]:
+    """Yield a line for each thing looked at; `lacks` begins those that need doing."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    supported = (3, 11) <= sys.version_info[:2] < (3, 13)
+    yield (
+        f"has     Python {version}" if supported else f"lacks   Python 3.11 or 3.12, not {version}"
+    )
+    yield from _packages(REQUIRED, "lacks")
+    yield from _packages(OPTIONAL, "without")
+    yield from _machine()
+
+
+def _packages(packages: dict[str, tuple[str, str]], word: str) -> Iterable[str]:
+    for module, (package, purpose) in packages.items():
+        if importlib.util.find_spec(module) is None:
+            yield f"{word:<8}{package}: for {purpose}"
+        else:
+            yield f"has     {package} {importlib.metadata.version(package)}"
+
+
+def _machine() -> Iterable[str]:
+    memory_gib = psutil.virtual_memory().total / GIB
+    yield f"has     {os.cpu_count()} cores, {memory_gib:.0f} GiB of memory"
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*"))
+    if gpus:
+        yield f"has     {len(gpus)} NVIDIA GPUs"
+    else:
+        yield "without an NVIDIA GPU: tiny checkpoints only; the real model needs 45 GB or more"
+    for name, folder in {"this folder": Path.cwd(), "the cache": cache_folder()}.items():
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        word = "has" if free >= LOW_DISK_BYTES else "lacks"
+        yield f"{word:<8}{free / GIB:.0f} GiB free where {name} lies ({folder})"

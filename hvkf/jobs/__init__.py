@@ -1,0 +1,1 @@
+"""What to run, and where: job specifications and their executors."""

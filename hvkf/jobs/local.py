@@ -1,0 +1,162 @@
+"""The local executor: a job's parts, shared out to processes of this machine."""
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
+from hvkf.jobs.spec import JobSpec, fault_of, job_for
+from hvkf.ledger import ATTEMPT_VARIABLE, pending_parts
+from hvkf.progress import PROGRESS_VARIABLE, parse_line
+from hvkf.records import Plan
+from hvkf.storage import Store
+
+PARENT_VARIABLE = "HVKF_PARENT"
+ERROR_PREFIX = "error: "
+STOP_GRACE_S = 30.0
+
+Progress = dict[str, object]
+
+
+class Worker(NamedTuple):
+    """A process and what it was given to do."""
+
+    process: subprocess.Popen[str]
+    parts: tuple[int, ...]
+
+
+class Listener(NamedTuple):
+    """What the executor tells its caller while a job runs."""
+
+    on_progress: Callable[[int, Progress], None]
+    on_log: Callable[[str], None]
+
+
+def run_plan(plan: Plan, store: Store, listener: Listener) -> None:
+    """Run a plan's parts until the ledger has them all.
+
+    A part is started again, up to `max_attempts` times, when its worker ended by a passing fault or
+    was killed; bad input ends the job at once, after the other workers are done.
+
+    Raises:
+        HvkfError: the fault of the worker that ended the job.
+    """
+    attempt = 0
+    while parts := pending_parts(store, plan):
+        attempt += 1
+        job = job_for(plan, store.url, parts, attempt)
+        fault = _run_job(job, listener)
+        if isinstance(fault, BadInput | Stopped):
+            raise fault
+        if attempt >= job.jobs.max_attempts and pending_parts(store, plan):
+            raise fault or HvkfError(f"The job {job.name} ended without doing all its parts.")
+        if fault is not None:
+            listener.on_log(f"{plan.stage}: attempt {attempt} ended: {fault}; starting again")
+
+
+def worker_command(job: JobSpec, parts: Sequence[int]) -> list[str]:
+    """Write the command that a worker process runs; the same wherever it runs."""
+    listed = ",".join(map(str, parts))
+    arguments = [job.stage, "run", "--workspace", job.workspace, "--plan", job.plan]
+    return [sys.executable, "-m", "hvkf.cli", *arguments, "--parts", listed]
+
+
+def share_out(parts: Sequence[int], num_workers: int) -> list[tuple[int, ...]]:
+    """Deal parts to at most `num_workers` workers in turn."""
+    shares = [tuple(parts[worker::num_workers]) for worker in range(num_workers)]
+    return [share for share in shares if share]
+
+
+def worker_environment(job: JobSpec, num_workers: int) -> dict[str, str]:
+    """Set what a worker process finds: its share of the cores, and whom it reports to."""
+    threads = job.jobs.threads or max(1, (os.cpu_count() or 1) // num_workers)
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        PROGRESS_VARIABLE: "lines",
+        PARENT_VARIABLE: str(os.getpid()),
+        ATTEMPT_VARIABLE: job.name,
+    }
+
+
+def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
+    """Start the job's workers, relay what they say, and return the worst fault."""
+    num_workers = 1 if job.stage == "train" else job.jobs.workers
+    shares = share_out(job.parts, num_workers)
+    environment = worker_environment(job, len(shares))
+    workers = [Worker(_start(worker_command(job, share), environment), share) for share in shares]
+    lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
+    for index, worker in enumerate(workers):
+        threading.Thread(target=_read_lines, args=(index, worker, lines), daemon=True).start()
+    try:
+        last_words = _relay(lines, len(workers), listener)
+    except BaseException:
+        _stop(workers)
+        raise
+    faults = []
+    for index, worker in enumerate(workers):
+        code = worker.process.wait()
+        sentence = last_words.get(index) or f"A worker of {job.name} ended with exit code {code}"
+        faults.append(fault_of(code, sentence))
+    return max((fault for fault in faults if fault), key=_severity, default=None)
+
+
+def _severity(fault: HvkfError) -> int:
+    """Order faults by how little another attempt can help."""
+    return {TryAgain.exit_code: 0, Stopped.exit_code: 2, BadInput.exit_code: 3}.get(
+        fault.exit_code, 1
+    )
+
+
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+
+
+def _read_lines(index: int, worker: Worker, lines: "queue.Queue[tuple[int, str | None]]") -> None:
+    assert worker.process.stdout is not None
+    with worker.process.stdout as output:
+        for line in output:
+            lines.put((index, line.rstrip("\n")))
+    lines.put((index, None))
+
+
+def _relay(
+    lines: "queue.Queue[tuple[int, str | None]]", num_workers: int, listener: Listener
+) -> dict[int, str]:
+    """Pass on progress and log lines until all workers have closed their output."""
+    last_words: dict[int, str] = {}
+    while num_workers:
+        index, line = lines.get()
+        if line is None:
+            num_workers -= 1
+        elif (event := parse_line(line)) is not None:
+            listener.on_progress(index, event)
+        elif line.startswith(ERROR_PREFIX):
+            last_words[index] = line.removeprefix(ERROR_PREFIX)
+        else:
+            listener.on_log(line)
+    return last_words
+
+
+def _stop(workers: Sequence[Worker]) -> None:
+    """Ask the workers to stop and save; kill those that do not within the grace period."""
+    for worker in workers:
+        worker.process.terminate()
+    for worker in workers:
+        try:
+            worker.process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()

@@ -1,0 +1,163 @@
+"""What is done: segment records, data-set commits and plans, each put once, last, conditionally.
+
+The ledger decides what is done, never a process's exit or a folder's presence: what a killed worker
+left behind has no record here, and is never read.
+"""
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from hvkf.errors import AlreadyExists, BadInput, CorruptData
+from hvkf.records import (
+    Commit,
+    DatasetCommit,
+    Failure,
+    FileEntry,
+    Part,
+    Plan,
+    SegmentRecord,
+    plan_path,
+)
+from hvkf.storage import Store, object_sha256
+
+CommitT = TypeVar("CommitT", bound=Commit)
+
+MAX_SHOWN_FAILURES = 5
+ATTEMPT_VARIABLE = "HVKF_ATTEMPT"
+
+
+def attempt_name() -> str:
+    """Name this process in records: the job's attempt if one started it, the host, the process."""
+    return f"{os.environ.get(ATTEMPT_VARIABLE, 'shell')}@{socket.gethostname()}:{os.getpid()}"
+
+
+def segment_path(root: str, segment_id: str) -> str:
+    """Where the record of a segment lies; `root` is such as scenes/<settings digest>."""
+    return f"{root}/ledger/{segment_id}.json"
+
+
+def put_segment(store: Store, root: str, record: SegmentRecord) -> SegmentRecord:
+    """Record that a segment is complete; return the record that counts.
+
+    The first attempt wins. Finding one's own content is success: the answer to an earlier put may
+    have been lost. Finding other content is success as well, for whoever won did the same work on
+    other hardware; the caller's shards are then garbage.
+    """
+    path = segment_path(root, record.segment_id)
+    try:
+        store.put_new(path, record.to_json())
+    except AlreadyExists:
+        return SegmentRecord.from_json(store.read(path))
+    return record
+
+
+def read_segment(store: Store, root: str, segment_id: str) -> SegmentRecord:
+    """Read a segment's record; CorruptData when a commit names one that is gone."""
+    try:
+        return SegmentRecord.from_json(store.read(segment_path(root, segment_id)))
+    except FileNotFoundError:
+        raise CorruptData(
+            f"{store.url}/{segment_path(root, segment_id)} is gone although a commit names it: "
+            "restore it, or delete the commit and run the stage again."
+        ) from None
+
+
+def latest_commit(store: Store, folder: str, kind: type[CommitT]) -> CommitT | None:
+    """Read the newest of a folder's numbered commits."""
+    paths = list(store.list(folder))
+    return kind.from_json(store.read(paths[-1])) if paths else None
+
+
+def put_commit(store: Store, folder: str, commit: CommitT) -> str:
+    """Make a commit the newest in its folder; return its path.
+
+    Raises:
+        AlreadyExists: another commit took the number; plan again from that one.
+    """
+    path = commit_path(folder, commit.number)
+    try:
+        store.put_new(path, commit.to_json())
+    except AlreadyExists:
+        if store.read(path) != commit.to_json():
+            raise
+    return path
+
+
+def commit_path(folder: str, number: int) -> str:
+    """Where a commit lies."""
+    return f"{folder}/{number:06d}.json"
+
+
+def dataset_folder(root: str, dataset: str) -> str:
+    """Where the commits of a data set below `root` (scenes/<digest>, latents/<digest>) lie."""
+    return f"{root}/commits/{dataset}"
+
+
+def latest_dataset(store: Store, root: str, dataset: str) -> DatasetCommit | None:
+    """Read the newest commit of a data set below `root`."""
+    return latest_commit(store, dataset_folder(root, dataset), DatasetCommit)
+
+
+def dataset_before(store: Store, root: str, dataset: str, number: int) -> tuple[str, ...]:
+    """List the segments of the commit before `number`; none before the first."""
+    if number == 1:
+        return ()
+    path = commit_path(dataset_folder(root, dataset), number - 1)
+    return DatasetCommit.from_json(store.read(path)).segments
+
+
+def put_plan(store: Store, plan: Plan) -> None:
+    """Write a plan for workers to read; the same work has the same name."""
+    store.put(plan.path, plan.to_json())
+
+
+def read_plan(store: Store, stage: str, plan_digest: str) -> Plan:
+    """Read a plan that `put_plan` wrote."""
+    try:
+        return Plan.from_json(store.read(plan_path(stage, plan_digest)))
+    except FileNotFoundError:
+        raise BadInput(
+            f"There is no {stage} plan {plan_digest} in {store.url}: run `hvkf {stage} plan` first."
+        ) from None
+
+
+def pending_parts(store: Store, plan: Plan) -> list[Part]:
+    """List the parts that lack an output record; one listing per folder, not a look per record."""
+    folders = {output.rpartition("/")[0] for part in plan.parts for output in part.outputs}
+    present = {path for folder in folders for path in store.list(folder)}
+    return [part for part in plan.parts if not present.issuperset(part.outputs)]
+
+
+def check_failures(
+    failures: Iterable[Failure], num_total: int, max_fraction: float, setting: str
+) -> None:
+    """Fail a stage whose failures are too many.
+
+    Raises:
+        BadInput: naming the first failures and the setting that allows more.
+    """
+    listed = list(failures)
+    if len(listed) <= max_fraction * num_total:
+        return
+    shown = "; ".join(
+        f"{failure.source}: {failure.message} [{failure.code}]"
+        for failure in listed[:MAX_SHOWN_FAILURES]
+    )
+    more = len(listed) - MAX_SHOWN_FAILURES
+    raise BadInput(
+        f"{len(listed)} of {num_total} failed, more than {setting}={max_fraction} allows: {shown}"
+        + (f"; and {more} more" if more > 0 else "")
+        + "."
+    )
+
+
+def check_files(store: Store, prefix: str, files: Iterable[FileEntry]) -> Iterator[str]:
+    """Hash stored files anew and yield a sentence for each that is gone or changed."""
+    for entry in files:
+        path = f"{prefix}/{entry.name}"
+        if not store.exists(path):
+            yield f"{path} is missing"
+        elif object_sha256(store, path) != entry.sha256:
+            yield f"{path} has other bytes than were recorded"

@@ -1,0 +1,91 @@
+"""Where a checkpoint is, and what names it: a hub id, a folder, or a folder of the workspace."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hvkf.config import ModelConfig
+from hvkf.errors import BadInput
+from hvkf.records import digest
+from hvkf.storage import FolderStore, Store
+
+WORKSPACE_SCHEME = "workspace:"
+WHOLE_FILE_LIMIT_BYTES = 64 << 20
+SAMPLE_BYTES = 1 << 20
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+
+def model_folder_or_hub_id(model: ModelConfig, store: Store) -> str:
+    """Return what diffusers' `from_pretrained` takes; a workspace's folder is fetched first.
+
+    Raises:
+        BadInput: the folder does not exist.
+    """
+    name = model.pretrained_model_name_or_path
+    if name.startswith(WORKSPACE_SCHEME):
+        return str(_workspace_folder(name.removeprefix(WORKSPACE_SCHEME), store))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise BadInput(
+            f"There is no checkpoint folder {name!r}: set model.pretrained_model_name_or_path to a "
+            "folder, a hub id such as hunyuanvideo-community/HunyuanVideo, or workspace:PATH."
+        )
+    return name
+
+
+def _workspace_folder(path: str, store: Store) -> Path:
+    names = [name for name in store.list(path) if not name.endswith(".lock")]
+    if not names:
+        raise BadInput(f"There is no checkpoint at {path!r} in the workspace {store.url}.")
+    if isinstance(store, FolderStore):
+        return store.root / path
+    folder = cache_folder() / "models" / digest([store.url, path])
+    for name in names:
+        file = folder / Path(name).relative_to(path)
+        if not file.exists():
+            store.download(name, file)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what it can fetch again."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "hvkf"
+
+
+def model_identity(model: ModelConfig, store: Store, parts: Sequence[str]) -> str:
+    """Name the given parts of the checkpoint (its subfolders) by content, without loading them.
+
+    Files above 64 MiB count by size and by their first, middle and last MiB: another training run
+    changes all of a weights file. A hub id counts by name and revision.
+    """
+    source = model_folder_or_hub_id(model, store)
+    if not Path(source).is_dir():
+        return f"hub:{source}@{model.revision or 'main'}:{model.variant or ''}"
+    entries = []
+    for part in sorted(parts):
+        folder = Path(source) / part
+        if not folder.is_dir():
+            raise BadInput(
+                f"The checkpoint {source} lacks the folder {part!r}; it must have diffusers' "
+                "HunyuanVideo layout."
+            )
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        entries += [[str(file.relative_to(source)), _file_identity(file)] for file in files]
+    return f"folder:{digest(entries)}"
+
+
+def _file_identity(file: Path) -> str:
+    size = file.stat().st_size
+    hashed = hashlib.sha256(str(size).encode())
+    with file.open("rb") as content:
+        if size <= WHOLE_FILE_LIMIT_BYTES:
+            hashed.update(content.read())
+        else:
+            for offset in (0, size // 2, size - SAMPLE_BYTES):
+                content.seek(offset)
+                hashed.update(content.read(SAMPLE_BYTES))
+    return hashed.hexdigest()

@@ -1,0 +1,194 @@
+"""The records that stages hand to each other through the workspace: frozen, versioned, JSON."""
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+FORMAT_VERSION = 1
+
+
+def canonical_json(value: object) -> bytes:
+    """Encode JSON data as bytes that depend on the value alone: sorted keys, no white space."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest(value: object) -> str:
+    """Name JSON data by the first 32 hex digits of the sha256 of its canonical encoding."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
+
+
+class Record(BaseModel):
+    """A frozen record that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> bytes:
+        """Encode for storage: canonical, so that equal records are equal bytes."""
+        return canonical_json(self.model_dump(mode="json")) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Decode what `to_json` wrote."""
+        return cls.model_validate_json(data)
+
+
+class Failure(Record):
+    """One thing that could not be done: the batch goes on without it."""
+
+    code: str
+    message: str
+    source: str
+
+
+class Clip(Record):
+    """A row of the catalog: a stretch of one source video, and its caption.
+
+    Frames are counted after resampling to `fps`; `start` and `end` are the cut in frames of the
+    *source*, end excluded. `width` and `height` are as displayed, rotation applied.
+    """
+
+    clip_id: str
+    source: str
+    source_sha256: str
+    caption: str
+    start: int
+    end: int
+    source_frames: int
+    source_fps: float
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    duration_s: float
+    split: Literal["train", "holdout"]
+
+
+class FileEntry(Record):
+    """One stored object of a segment or a checkpoint, relative to its prefix."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+class ItemEntry(Record):
+    """One sample of a segment: its identity, its video, the sha256 of its encoded columns."""
+
+    key: str
+    source_sha256: str
+    sha256: str
+
+
+class SegmentRecord(Record):
+    """The ledger's word that a segment of shards is complete; put last, once, conditionally."""
+
+    format_version: int = FORMAT_VERSION
+    segment_id: str
+    bucket: str
+    prefix: str
+    items: tuple[ItemEntry, ...]
+    files: tuple[FileEntry, ...]
+    failures: tuple[Failure, ...] = ()
+    attempt: str
+
+    @property
+    def content(self) -> tuple[tuple[ItemEntry, ...], tuple[FileEntry, ...]]:
+        """What two attempts at the same segment must agree on."""
+        return self.items, self.files
+
+
+class CheckpointRecord(Record):
+    """The word that a checkpoint's folder is whole; put last."""
+
+    format_version: int = FORMAT_VERSION
+    step: int
+    files: tuple[FileEntry, ...]
+
+
+class Commit(Record):
+    """One of the numbered states of a data set; the newest counts."""
+
+    format_version: int = FORMAT_VERSION
+    dataset: str
+    number: int
+
+
+class CatalogCommit(Commit):
+    """What ingest took: a catalog of clips, named by its content."""
+
+    catalog: str
+    videos: str
+    num_clips: int
+    num_failed: int
+
+
+class DatasetCommit(Commit):
+    """A data set: an ordered list of segments, and the items in them that do not count."""
+
+    plan: str
+    catalog: str
+    segments: tuple[str, ...]
+    masked: tuple[str, ...] = ()
+    num_items: int
+    num_failed: int
+
+
+class Part(Record):
+    """What one worker process does: `outputs` are the records whose presence says it is done."""
+
+    index: int
+    outputs: tuple[str, ...]
+    work: dict[str, Any]
+
+
+class Plan(Record):
+    """A stage's work, cut into parts that run in any order, any number of times, anywhere.
+
+    `digest` names the work alone; `config` is the resolved configuration that workers read. A plan
+    whose result was committed before has no parts, and `committed` names that result.
+    """
+
+    format_version: int = FORMAT_VERSION
+    stage: str
+    digest: str
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    parts: tuple[Part, ...]
+    committed: str | None = None
+    note: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where the plan lies in the workspace."""
+        return plan_path(self.stage, self.digest)
+
+
+def plan_path(stage: str, plan_digest: str) -> str:
+    """Where the plan of a stage with that digest lies in the workspace."""
+    return f"plans/{stage}/{plan_digest}.json"
+
+
+class Planned(Record):
+    """What planning tells the process that asked for it; the plan itself is in the workspace."""
+
+    plan: str
+    workspace: str
+    num_parts: int
+    num_pending: int
+    committed: str | None
+
+
+class Summary(Record):
+    """What a stage tells people and the next stage when it ends."""
+
+    stage: str
+    result: str
+    reused: bool
+    text: str
+    counts: dict[str, int] = {}
+    figures: dict[str, float] = {}
+    links: dict[str, str] = {}

@@ -1,0 +1,180 @@
+"""Segments of MDS shards: written to scratch, uploaded, then recorded; read back with their hashes.
+
+The only module that imports `streaming` (which takes seconds: planning must not come here).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from streaming import MDSWriter
+from streaming.base.compression import decompress
+from streaming.base.format import reader_from_json
+
+from hvkf.errors import CorruptData
+from hvkf.ledger import put_segment
+from hvkf.records import Failure, FileEntry, ItemEntry, SegmentRecord, digest
+from hvkf.storage import Store, explain_full_disk, file_sha256
+
+SHARD_LIMIT_BYTES = 64 << 20
+INDEX_NAME = "index.json"
+ZSTD = "zstd:3"
+
+Sample = dict[str, Any]
+BFLOAT16_COLUMN = "ndarray:uint16"
+
+
+class _HashingWriter(MDSWriter):  # type: ignore[misc]
+    """Remembers the sha256 of each sample's encoded columns as they are written."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.item_sha256: list[str] = []
+        super().__init__(**kwargs)
+
+    def encode_sample(self, sample: Sample) -> bytes:
+        data: bytes = super().encode_sample(sample)
+        self.item_sha256.append(hashlib.sha256(data).hexdigest())
+        return data
+
+
+class SegmentWriter:
+    """Collects one segment's samples in scratch; nothing is visible until `commit`."""
+
+    def __init__(
+        self, segment_id: str, bucket: str, columns: dict[str, str], compression: str
+    ) -> None:
+        self.segment_id = segment_id
+        self.bucket = bucket
+        self._folder = Path(tempfile.mkdtemp(prefix="hvkf-segment-"))
+        self._items: list[tuple[str, str]] = []
+        self._failures: list[Failure] = []
+        self._writer = _HashingWriter(
+            out=str(self._folder / "mds"),
+            columns=columns,
+            compression=ZSTD if compression == "zstd" else None,
+            hashes=["sha256"],
+            size_limit=SHARD_LIMIT_BYTES,
+        )
+
+    def add(self, key: str, source_sha256: str, sample: Sample) -> None:
+        """Append a sample; the order of calls is the order in the shards."""
+        with explain_full_disk(self._folder):
+            self._writer.write(sample)
+        self._items.append((key, source_sha256))
+
+    def add_failure(self, failure: Failure) -> None:
+        """Record an item that could not be made."""
+        self._failures.append(failure)
+
+    def commit(self, store: Store, root: str, attempt: str) -> SegmentRecord:
+        """Upload the shards under a prefix named by their content, then put the ledger record."""
+        with explain_full_disk(self._folder):
+            self._writer.finish()
+        folder = self._folder / "mds"
+        files = [_file_entry(folder / name) for name in sorted(os.listdir(folder))]
+        content = digest([[entry.name, entry.sha256] for entry in files])
+        prefix = f"{root}/{self.bucket}/{self.segment_id[:12]}-{content[:12]}"
+        for entry in files:
+            store.upload(folder / entry.name, f"{prefix}/{entry.name}")
+        record = SegmentRecord(
+            segment_id=self.segment_id,
+            bucket=self.bucket,
+            prefix=prefix,
+            items=tuple(
+                ItemEntry(key=key, source_sha256=source, sha256=sha256)
+                for (key, source), sha256 in zip(self._items, self._writer.item_sha256, strict=True)
+            ),
+            files=tuple(files),
+            failures=tuple(self._failures),
+            attempt=attempt,
+        )
+        return put_segment(store, root, record)
+
+    def close(self) -> None:
+        """Drop the scratch files, whether or not they were committed."""
+        self._writer.executor.shutdown(wait=False, cancel_futures=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _file_entry(file: Path) -> FileEntry:
+    return FileEntry(name=file.name, sha256=file_sha256(file), size=file.stat().st_size)
+
+
+class Segment:
+    """The samples of one segment, by position; shards are fetched and checked when first used."""
+
+    def __init__(self, store: Store, record: SegmentRecord, cache: Path) -> None:
+        self.record = record
+        self._store = store
+        self._cache = cache
+        self._entries = {entry.name: entry for entry in record.files}
+        index = json.loads(self._checked_bytes(INDEX_NAME))
+        self._shards = index["shards"]
+        self._ends = np.cumsum([shard["samples"] for shard in self._shards])
+        self._readers: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.record.items)
+
+    def __getitem__(self, position: int) -> Sample:
+        reader, index = self._locate(position)
+        sample: Sample = reader.get_item(index)
+        return sample
+
+    def item_sha256(self, position: int) -> str:
+        """Hash a stored sample's encoded columns anew."""
+        reader, index = self._locate(position)
+        return hashlib.sha256(reader.get_sample_data(index)).hexdigest()
+
+    def _locate(self, position: int) -> tuple[Any, int]:
+        shard = int(np.searchsorted(self._ends, position, side="right"))
+        if shard not in self._readers:
+            self._readers[shard] = self._open(self._shards[shard])
+        return self._readers[shard], position - int(
+            self._ends[shard] - self._shards[shard]["samples"]
+        )
+
+    def _open(self, shard: dict[str, Any]) -> Any:
+        packed = shard["zip_data"]
+        raw_name = shard["raw_data"]["basename"]
+        stored_name = packed["basename"] if packed else raw_name
+        stored = self._store.local_path(f"{self.record.prefix}/{stored_name}")
+        if packed is None and stored is not None:
+            self._check(stored_name, stored)
+            folder = stored.parent
+        else:
+            folder = self._unpacked(stored_name, raw_name, shard["compression"])
+        return reader_from_json(str(folder), "", {**shard, "zip_data": None, "compression": None})
+
+    def _unpacked(self, stored_name: str, raw_name: str, compression: str | None) -> Path:
+        """Bring a shard's uncompressed file into the cache, which is named by content."""
+        folder = self._cache / self._entries[stored_name].sha256
+        if not (folder / raw_name).exists():
+            data = self._checked_bytes(stored_name)
+            with explain_full_disk(self._cache):
+                folder.mkdir(parents=True, exist_ok=True)
+                temporary = folder / f".{os.getpid()}"
+                temporary.write_bytes(decompress(compression, data) if compression else data)
+                temporary.replace(folder / raw_name)
+        return folder
+
+    def _check(self, name: str, file: Path) -> None:
+        self._compare(name, file_sha256(file))
+
+    def _checked_bytes(self, name: str) -> bytes:
+        data = self._store.read(f"{self.record.prefix}/{name}")
+        self._compare(name, hashlib.sha256(data).hexdigest())
+        return data
+
+    def _compare(self, name: str, sha256: str) -> None:
+        if sha256 != self._entries[name].sha256:
+            raise CorruptData(
+                f"The shard {self._store.url}/{self.record.prefix}/{name} has other bytes than "
+                "were recorded: restore it from a backup, or delete "
+                f"the ledger record of segment {self.record.segment_id} and run the stage again."
+            )

@@ -1,0 +1,315 @@
+"""Cache: from clips to resized frames in MDS shards, one data set for each bucket.
+
+Reads the data set's newest catalog and its videos; writes `scenes/<settings digest>/`.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from hvkf import buckets, catalog, ledger
+from hvkf.config import CacheConfig, Config
+from hvkf.errors import BadInput
+from hvkf.records import (
+    CatalogCommit,
+    Clip,
+    DatasetCommit,
+    Part,
+    Plan,
+    Record,
+    SegmentRecord,
+    Summary,
+    digest,
+)
+from hvkf.storage import Store
+
+STAGE = "cache"
+STAGE_VERSION = 1
+CHANNELS = 3
+
+
+class SceneItem(Record):
+    """One sample to make: a window of a clip in a bucket."""
+
+    key: str
+    clip: int
+    bucket: str
+    window: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Uncompressed size of the pixels."""
+        bucket = buckets.Bucket.parse(self.bucket)
+        return bucket.width * bucket.height * bucket.num_frames * CHANNELS
+
+
+class SceneSegment(Record):
+    """Samples of one bucket that are stored together."""
+
+    segment_id: str
+    items: tuple[SceneItem, ...]
+
+
+class SceneGroup(Record):
+    """Clips decoded one after the other, and the segments that their items make."""
+
+    clips: tuple[Clip, ...]
+    segments: tuple[SceneSegment, ...]
+
+
+def scenes_root(config: Config) -> str:
+    """Where scene shards made with these settings lie; items name their own cut and bucket."""
+    return f"scenes/{digest([STAGE_VERSION, config.cache.compression])}"
+
+
+def _requested(config: CacheConfig) -> list[buckets.Bucket]:
+    if not config.bucket_reso:
+        raise BadInput(
+            "cache.bucket_reso is empty: list the buckets to train on as WxHxF, such as 960x544x33."
+        )
+    return [buckets.Bucket.parse(text) for text in config.bucket_reso]
+
+
+class Wanted(NamedTuple):
+    """The samples that the settings make of a catalog, and why some clips make none."""
+
+    items: list[SceneItem]
+    notes: list[str]
+
+
+def wanted_items(clips: Sequence[Clip], config: CacheConfig) -> Wanted:
+    """List the samples that these settings make of a catalog, in its order.
+
+    Raises:
+        BadInput: no clip fits any bucket; the longest clip and the shortest bucket are named.
+    """
+    requested = _requested(config)
+    assigned = buckets.assign(
+        clips,
+        requested,
+        head_frame=config.head_frame,
+        mode=config.frames,
+        min_bucket_count=config.min_bucket_count,
+        no_upscale=config.no_upscale,
+    )
+    if not assigned.members:
+        longest = max(clip.num_frames for clip in clips)
+        shortest = min(bucket.num_frames for bucket in requested)
+        raise BadInput(
+            f"No clip enters any bucket: the longest has {longest} frames, the shortest bucket in "
+            f"cache.bucket_reso asks for {shortest} behind cache.head_frame={config.head_frame}, "
+            f"and cache.min_bucket_count is {config.min_bucket_count}."
+        )
+    pairs = sorted((clip, bucket) for bucket, of in assigned.members.items() for clip in of)
+    items = []
+    for index, bucket in pairs:
+        clip = clips[index]
+        windows = buckets.windows(
+            clip.num_frames, bucket.num_frames, config.frames, config.head_frame
+        )
+        for number, frames in enumerate(windows):
+            key = _item_key(clip, bucket, frames)
+            items.append(SceneItem(key=key, clip=index, bucket=str(bucket), window=number))
+    return Wanted(items, list(_notes(clips, assigned)))
+
+
+def _notes(clips: Sequence[Clip], assigned: buckets.Assignment) -> Iterable[str]:
+    for bucket, count in assigned.dropped.items():
+        yield f"dropped: bucket {bucket} with only {count} samples (cache.min_bucket_count)"
+    for index in assigned.too_short:
+        clip = clips[index]
+        yield (
+            f"not taken: {clip.source} from frame {clip.start}: its {clip.num_frames} frames are "
+            "shorter than every bucket [too-short]"
+        )
+    for refusal in assigned.refused:
+        yield f"not taken: {clips[refusal.clip].source}: {refusal.message} [{refusal.code}]"
+
+
+def _item_key(clip: Clip, bucket: buckets.Bucket, frames: Sequence[int]) -> str:
+    cut = [clip.source_sha256, clip.start, clip.end, clip.source_fps, clip.fps]
+    return digest([*cut, str(bucket), list(frames), clip.caption])
+
+
+def _inputs(config: Config, commit: CatalogCommit) -> dict[str, object]:
+    cache = config.cache
+    selection = [
+        list(cache.bucket_reso),
+        cache.min_bucket_count,
+        cache.head_frame,
+        cache.frames,
+        cache.no_upscale,
+    ]
+    return {
+        "catalog": commit.catalog,
+        "root": scenes_root(config),
+        "dataset": commit.dataset,
+        "selection": selection,
+    }
+
+
+def plan(config: Config, store: Store) -> Plan:
+    """Group the clips whose samples are new into segments; old segments stay as they are."""
+    commit = catalog.newest_catalog(store, config.ingest.dataset)
+    inputs = _inputs(config, commit)
+    root = scenes_root(config)
+    previous = ledger.latest_dataset(store, root, commit.dataset)
+    if previous is not None and previous.plan == digest(inputs):
+        committed = ledger.commit_path(ledger.dataset_folder(root, commit.dataset), previous.number)
+        return _plan(config, digest(inputs), inputs, (), committed)
+    clips = catalog.read_clips(store, commit.catalog)
+    items = wanted_items(clips, config.cache).items
+    old = _keys_of(store, root, previous)
+    groups = _groups(clips, [item for item in items if item.key not in old], config.cache)
+    parts = []
+    for begin in range(0, len(groups), config.cache.segments_per_part):
+        chunk = groups[begin : begin + config.cache.segments_per_part]
+        outputs = [
+            ledger.segment_path(root, segment.segment_id)
+            for group in chunk
+            for segment in group.segments
+        ]
+        work = {"groups": [group.model_dump(mode="json") for group in chunk]}
+        parts.append(Part(index=len(parts), outputs=tuple(outputs), work=work))
+    number = previous.number + 1 if previous is not None else 1
+    inputs = {**inputs, "number": number}
+    return _plan(config, digest([inputs, config.cache.segment_mb]), inputs, tuple(parts), None)
+
+
+def _plan(
+    config: Config,
+    plan_digest: str,
+    inputs: dict[str, object],
+    parts: tuple[Part, ...],
+    committed: str | None,
+) -> Plan:
+    return Plan(
+        stage=STAGE,
+        digest=plan_digest,
+        config=config.model_dump(mode="json"),
+        inputs=inputs,
+        parts=parts,
+        committed=committed,
+    )
+
+
+def _keys_of(store: Store, root: str, commit: DatasetCommit | None) -> set[str]:
+    segments = commit.segments if commit is not None else ()
+    records = (ledger.read_segment(store, root, segment) for segment in segments)
+    return {item.key for record in records for item in record.items}
+
+
+def _groups(
+    clips: Sequence[Clip], items: Sequence[SceneItem], config: CacheConfig
+) -> list[SceneGroup]:
+    """Cut the items, clip by clip, into groups of about `segment_mb` of pixels."""
+    groups: list[SceneGroup] = []
+    gathered: list[SceneItem] = []
+    for _, of_clip in groupby(items, key=lambda item: item.clip):
+        new = list(of_clip)
+        size = sum(item.num_bytes for item in [*gathered, *new])
+        if gathered and size > config.segment_mb << 20:
+            groups.append(_group(clips, gathered))
+            gathered = []
+        gathered += new
+    return groups + ([_group(clips, gathered)] if gathered else [])
+
+
+def _group(clips: Sequence[Clip], items: Sequence[SceneItem]) -> SceneGroup:
+    used = sorted({item.clip for item in items})
+    local = [item.model_copy(update={"clip": used.index(item.clip)}) for item in items]
+    segments = []
+    for bucket in sorted({item.bucket for item in local}):
+        of_bucket = tuple(item for item in local if item.bucket == bucket)
+        segment_id = digest([bucket, [item.key for item in of_bucket]])
+        segments.append(SceneSegment(segment_id=segment_id, items=of_bucket))
+    return SceneGroup(clips=tuple(clips[index] for index in used), segments=tuple(segments))
+
+
+def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
+    """Make the segments of the given parts that have no record yet."""
+    from hvkf.stages.cache_group import (
+        run_groups,
+    )  # decoding and `streaming`: planning needs neither
+
+    run_groups(Config.model_validate(plan.config), store, [_part_groups(part) for part in parts])
+
+
+def _part_groups(part: Part) -> list[SceneGroup]:
+    return [SceneGroup.model_validate(group) for group in part.work["groups"]]
+
+
+def commit(plan: Plan, store: Store) -> Summary:
+    """List the segments that count now, and mask the items that no longer do."""
+    config = Config.model_validate(plan.config)
+    dataset, root = str(plan.inputs["dataset"]), scenes_root(config)
+    if plan.committed is not None:
+        record = DatasetCommit.from_json(store.read(plan.committed))
+        return _summary(store, root, record, plan.committed, [], reused=True)
+    clips = catalog.read_clips(store, str(plan.inputs["catalog"]))
+    items, notes = wanted_items(clips, config.cache)
+    wanted = {item.key for item in items}
+    number = int(plan.inputs["number"])
+    segments = ledger.dataset_before(store, root, dataset, number)
+    new = [
+        segment.segment_id
+        for part in plan.parts
+        for group in _part_groups(part)
+        for segment in group.segments
+    ]
+    records = [ledger.read_segment(store, root, segment) for segment in (*segments, *new)]
+    used = [record for record in records if any(item.key in wanted for item in record.items)]
+    failures = [failure for record in records for failure in record.failures]
+    ledger.check_failures(
+        failures, len(wanted), config.cache.max_failed_fraction, "cache.max_failed_fraction"
+    )
+    inputs = {name: value for name, value in plan.inputs.items() if name != "number"}
+    commit_record = DatasetCommit(
+        dataset=dataset,
+        number=number,
+        plan=digest(inputs),
+        catalog=str(plan.inputs["catalog"]),
+        segments=tuple(record.segment_id for record in used),
+        masked=tuple(_masked(used, wanted)),
+        num_items=sum(item.key in wanted for record in used for item in record.items),
+        num_failed=len(failures),
+    )
+    path = ledger.put_commit(store, ledger.dataset_folder(root, dataset), commit_record)
+    return _summary(store, root, commit_record, path, notes, reused=False)
+
+
+def _masked(records: Iterable[SegmentRecord], wanted: set[str]) -> Iterable[str]:
+    for record in records:
+        yield from (item.key for item in record.items if item.key not in wanted)
+
+
+def _summary(
+    store: Store,
+    root: str,
+    commit: DatasetCommit,
+    path: str,
+    notes: Sequence[str],
+    *,
+    reused: bool,
+) -> Summary:
+    records = [ledger.read_segment(store, root, segment) for segment in commit.segments]
+    masked = set(commit.masked)
+    counts: dict[str, int] = {}
+    for record in records:
+        live = sum(item.key not in masked for item in record.items)
+        counts[record.bucket] = counts.get(record.bucket, 0) + live
+    lines = [f"{commit.num_items} samples in {len(records)} segments"]
+    lines += [f"{bucket}: {count}" for bucket, count in sorted(counts.items())]
+    lines += notes
+    lines += [
+        f"failed: {failure.source}: {failure.message} [{failure.code}]"
+        for record in records
+        for failure in record.failures
+    ]
+    return Summary(
+        stage=STAGE,
+        result=path,
+        reused=reused,
+        text="\n".join(lines),
+        counts={"items": commit.num_items, "failed": commit.num_failed, "segments": len(records)},
+    )

@@ -1,0 +1,140 @@
+"""Encode: from scene shards to latents, condition latents and text embeddings in MDS shards.
+
+Reads the newest commit of the data set's scenes and the checkpoint's VAE and text encoders; writes
+`latents/<settings digest>/`, one latent segment for each scene segment.
+"""
+
+from collections.abc import Sequence
+
+from hvkf import ledger
+from hvkf.config import Config
+from hvkf.errors import BadInput
+from hvkf.model_source import TEXT_PARTS, model_identity
+from hvkf.records import DatasetCommit, Part, Plan, Summary, digest
+from hvkf.stages.cache import scenes_root
+from hvkf.storage import Store
+
+STAGE = "encode"
+STAGE_VERSION = 1
+
+
+def latents_root(config: Config, store: Store) -> str:
+    """Where latent shards made with these settings and this checkpoint lie."""
+    encode = config.encode
+    model = model_identity(config.model, store, ("vae", *TEXT_PARTS))
+    return f"latents/{digest([STAGE_VERSION, model, encode.precision, encode.stored, encode.seed])}"
+
+
+def latent_segment_id(scene_segment_id: str) -> str:
+    """Name the latent segment of a scene segment; the settings are in the root."""
+    return digest(["latents", scene_segment_id])
+
+
+def _scenes(config: Config, store: Store) -> DatasetCommit:
+    dataset = config.ingest.dataset
+    scenes = ledger.latest_dataset(store, scenes_root(config), dataset)
+    if scenes is None:
+        raise BadInput(
+            f"The workspace {store.url} has no scenes of data set {dataset!r} with these cache "
+            "settings: run `hvkf cache` first, with the same configuration."
+        )
+    return scenes
+
+
+def plan(config: Config, store: Store) -> Plan:
+    """Give each scene segment its latent segment; those that are there are done."""
+    scenes = _scenes(config, store)
+    root = latents_root(config, store)
+    inputs = {
+        "dataset": scenes.dataset,
+        "root": root,
+        "scenes": scenes_root(config),
+        "catalog": scenes.catalog,
+        "segments": list(scenes.segments),
+        "masked": list(scenes.masked),
+    }
+    previous = ledger.latest_dataset(store, root, scenes.dataset)
+    committed = None
+    if previous is not None and previous.plan == digest(inputs):
+        committed = ledger.commit_path(ledger.dataset_folder(root, scenes.dataset), previous.number)
+    size = config.encode.segments_per_part
+    chunks = [
+        scenes.segments[begin : begin + size] for begin in range(0, len(scenes.segments), size)
+    ]
+    parts = [
+        Part(
+            index=index,
+            outputs=tuple(ledger.segment_path(root, latent_segment_id(scene)) for scene in chunk),
+            work={"segments": list(chunk)},
+        )
+        for index, chunk in enumerate(chunks)
+    ]
+    return Plan(
+        stage=STAGE,
+        digest=digest(inputs),
+        config=config.model_dump(mode="json"),
+        inputs=inputs,
+        parts=() if committed else tuple(parts),
+        committed=committed,
+    )
+
+
+def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
+    """Encode the scene segments of the given parts that have no latent segment yet."""
+    from hvkf.stages.encode_segments import encode_segments  # torch: planning must not load it
+
+    segments = [str(segment) for part in parts for segment in part.work["segments"]]
+    encode_segments(
+        Config.model_validate(plan.config),
+        store,
+        str(plan.inputs["scenes"]),
+        str(plan.inputs["root"]),
+        segments,
+    )
+
+
+def commit(plan: Plan, store: Store) -> Summary:
+    """List the latent segments, in the order of their scenes, with the same items masked."""
+    root, dataset = str(plan.inputs["root"]), str(plan.inputs["dataset"])
+    if plan.committed is not None:
+        found = DatasetCommit.from_json(store.read(plan.committed))
+        return _summary(found, plan.committed, reused=True)
+    config = Config.model_validate(plan.config)
+    segments = [latent_segment_id(str(scene)) for scene in plan.inputs["segments"]]
+    records = [ledger.read_segment(store, root, segment) for segment in segments]
+    masked = set(plan.inputs["masked"])
+    num_items = sum(item.key not in masked for record in records for item in record.items)
+    failures = [failure for record in records for failure in record.failures]
+    ledger.check_failures(
+        failures, num_items, config.encode.max_failed_fraction, "encode.max_failed_fraction"
+    )
+    previous = ledger.latest_dataset(store, root, dataset)
+    if previous is not None and previous.plan == plan.digest:
+        path = ledger.commit_path(ledger.dataset_folder(root, dataset), previous.number)
+        return _summary(previous, path, reused=True)
+    found = DatasetCommit(
+        dataset=dataset,
+        number=previous.number + 1 if previous is not None else 1,
+        plan=plan.digest,
+        catalog=str(plan.inputs["catalog"]),
+        segments=tuple(segments),
+        masked=tuple(plan.inputs["masked"]),
+        num_items=num_items,
+        num_failed=len(failures),
+    )
+    path = ledger.put_commit(store, ledger.dataset_folder(root, dataset), found)
+    return _summary(found, path, reused=False)
+
+
+def _summary(commit: DatasetCommit, path: str, *, reused: bool) -> Summary:
+    return Summary(
+        stage=STAGE,
+        result=path,
+        reused=reused,
+        text=f"{commit.num_items} samples encoded in {len(commit.segments)} segments",
+        counts={
+            "items": commit.num_items,
+            "failed": commit.num_failed,
+            "segments": len(commit.segments),
+        },
+    )

@@ -1,0 +1,36 @@
+"""Hashing what is stored anew, and comparing it with what the ledger recorded."""
+
+from collections.abc import Iterable
+
+from hvkf.ledger import check_files
+from hvkf.progress import progress
+from hvkf.records import CheckpointRecord, FileEntry, SegmentRecord
+from hvkf.storage import Store
+
+
+def _recorded(store: Store) -> Iterable[tuple[str, tuple[FileEntry, ...]]]:
+    for kind in ("scenes", "latents"):
+        for path in store.list(kind):
+            if path.split("/")[2:3] == ["ledger"]:
+                segment = SegmentRecord.from_json(store.read(path))
+                yield segment.prefix, segment.files
+    for path in store.list("runs"):
+        if path.endswith("/commit.json"):
+            checkpoint = CheckpointRecord.from_json(store.read(path))
+            yield path.removesuffix("/commit.json"), checkpoint.files
+
+
+def verify_workspace(store: Store) -> tuple[int, list[str]]:
+    """Hash every shard and checkpoint file that a record names.
+
+    Returns:
+        How many files there are, and a sentence for each that is gone or changed.
+    """
+    recorded = list(_recorded(store))
+    faults: list[str] = []
+    with progress("verify", sum(len(files) for _, files in recorded)) as shown:
+        for prefix, files in recorded:
+            for entry in files:
+                faults += check_files(store, prefix, [entry])
+                shown.advance(note=prefix)
+    return sum(len(files) for _, files in recorded), faults

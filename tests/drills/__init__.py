@@ -1,0 +1,1 @@
+"""Drills: workers killed at chosen moments, and what the workspace holds afterwards."""

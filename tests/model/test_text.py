@@ -1,0 +1,68 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from hvkf.errors import BadInput
+from hvkf.model.loading import TextEncoders
+from hvkf.model.text import PROMPT_TEMPLATE, check_prefix, encode_prompts
+
+from .conftest import relative_difference
+
+GoldenReader = Callable[[str], dict[str, torch.Tensor]]
+TOLERANCE = 2e-5
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_embeddings_and_masks_equal_the_references(
+    index: int, encoders: TextEncoders, golden: GoldenReader, golden_captions: list[str]
+) -> None:
+    expected = golden("text")
+    prompt = encode_prompts(encoders, [golden_captions[index]])
+    name = f"cap{index}"
+    assert torch.equal(prompt.prompt_attention_mask, expected[f"{name}.prompt_attention_mask"])
+    for field in ("prompt_embeds", "pooled_prompt_embeds"):
+        difference = relative_difference(getattr(prompt, field), expected[f"{name}.{field}"])
+        assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_token_ids_equal_the_references(
+    index: int, encoders: TextEncoders, golden: GoldenReader, golden_captions: list[str]
+) -> None:
+    text = PROMPT_TEMPLATE.replace("{}", golden_captions[index])
+    expected = golden("text")[f"cap{index}.llama_ids"].tolist()
+    assert encoders.tokenizer(text).input_ids == expected
+
+
+def test_a_batch_encodes_each_caption_as_alone(encoders: TextEncoders) -> None:
+    captions = ["A red circle.", "", "Braces {} and {0} stay as they are."]
+    together = encode_prompts(encoders, captions)
+    for row, caption in enumerate(captions):
+        alone = encode_prompts(encoders, [caption])
+        assert torch.equal(alone.prompt_attention_mask[0], together.prompt_attention_mask[row])
+        counting = alone.prompt_attention_mask[0].bool()
+        assert (
+            relative_difference(
+                together.prompt_embeds[row, counting], alone.prompt_embeds[0, counting]
+            )
+            < TOLERANCE
+        )
+
+
+def test_the_embeddings_can_be_cast_while_the_mask_stays(encoders: TextEncoders) -> None:
+    prompt = encode_prompts(encoders, ["A circle."], dtype=torch.bfloat16)
+    assert prompt.prompt_embeds.dtype == prompt.pooled_prompt_embeds.dtype == torch.bfloat16
+    assert prompt.to(dtype=torch.float16).prompt_attention_mask.dtype == torch.int64
+
+
+def test_a_shorter_sequence_length_keeps_the_captions_beginning(encoders: TextEncoders) -> None:
+    short = encode_prompts(encoders, ["A red circle moves to the right."], max_sequence_length=4)
+    long = encode_prompts(encoders, ["A red circle moves to the right."])
+    assert short.prompt_embeds.shape[1] == 4
+    assert relative_difference(short.prompt_embeds, long.prompt_embeds[:, :4]) < TOLERANCE
+
+
+def test_a_tokenizer_that_does_not_fit_the_crop_is_refused(encoders: TextEncoders) -> None:
+    with pytest.raises(BadInput, match="crops 95"):
+        check_prefix(encoders.tokenizer_2)

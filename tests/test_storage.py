@@ -1,0 +1,104 @@
+"""The workspace in a folder keeps its promises."""
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+
+from hvkf.errors import AlreadyExists, BadInput, CorruptData, DiskFull
+from hvkf.storage import FORMAT_FILE, FolderStore, explain_full_disk, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path)
+
+
+def test_what_was_put_is_read_back(store: FolderStore) -> None:
+    store.put("a/b.json", b"one")
+    store.put("a/b.json", b"two")
+    assert store.read("a/b.json") == b"two"
+    assert store.exists("a/b.json")
+    assert not store.exists("a")
+
+
+def test_a_missing_object_is_a_file_not_found_error(store: FolderStore) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.read("a")
+    store.delete("a")
+
+
+def test_put_new_writes_once(store: FolderStore) -> None:
+    store.put_new("a", b"first")
+    with pytest.raises(AlreadyExists):
+        store.put_new("a", b"second")
+    assert store.read("a") == b"first"
+
+
+def test_of_many_at_once_exactly_one_creates_the_object(store: FolderStore) -> None:
+    winners = []
+    barrier = threading.Barrier(8)
+
+    def create(number: int) -> None:
+        barrier.wait()
+        try:
+            store.put_new("claim", str(number).encode())
+        except AlreadyExists:
+            return
+        winners.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [str(winner).encode() for winner in winners] == [store.read("claim")]
+
+
+def test_an_upload_that_fails_leaves_nothing_to_be_read(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 100)
+
+    def break_down(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("hvkf.storage.shutil.copyfileobj", break_down)
+    with pytest.raises(OSError, match="broken"):
+        store.upload(source, "shards/one")
+    assert list(store.list("shards")) == []
+    assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_list_is_sorted_and_leaves_out_what_is_being_written(store: FolderStore) -> None:
+    for name in ("x/b", "x/a/c", "y/d"):
+        store.put(name, b"")
+    (store.root / "x" / ".partial-1").write_bytes(b"")
+    assert list(store.list("x")) == ["x/a/c", "x/b"]
+    assert list(store.list("nothing")) == []
+
+
+@pytest.mark.parametrize("path", ["../out", "/etc/passwd", "a/../../b", ""])
+def test_a_path_that_leaves_the_workspace_is_refused(store: FolderStore, path: str) -> None:
+    with pytest.raises(BadInput, match="leaves the workspace"):
+        store.read(path)
+
+
+def test_a_full_disk_is_said_with_the_folder_and_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match=r"No space left .*`hvkf gc`"), explain_full_disk(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_workspace_of_another_format_is_refused(tmp_path: Path) -> None:
+    open_store(str(tmp_path))
+    assert (tmp_path / FORMAT_FILE).read_text() == "1\n"
+    (tmp_path / FORMAT_FILE).write_text("99\n")
+    with pytest.raises(CorruptData, match="format '99'"):
+        open_store(str(tmp_path))
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(BadInput, match="gs://"):
+        open_store("gs://bucket/prefix")
