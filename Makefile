@@ -67,3 +67,7 @@ test-all: env ## the fast tests and the long drills
 .PHONY: clean
 clean: ## remove the environment link and the demo (not the shared packages)
 	rm -rf $(VENV) demo
+
+.PHONY: docs
+docs: env ## write docs/configuration.md anew from the settings
+	$(PY) docs/configuration.py

@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact
-from prefect.artifacts import update_progress_artifact as update_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.logging import get_run_logger
 
 from hvkf.config import Config
@@ -43,7 +47,7 @@ def run_job(stage: str, planned: Planned) -> None:
     store = open_store(planned.workspace)
     plan = read_plan(store, stage, planned.plan)
     logger = get_run_logger()
-    artifact = create_progress_artifact(0.0, key=f"{stage}-progress", description=f"{stage}")
+    artifact = cast(UUID, create_progress_artifact(0.0, key=f"{stage}-progress"))
     done: dict[int, tuple[int, int]] = {}
     shown: dict[int, Any] = {}
     with display() as bars:
@@ -60,7 +64,7 @@ def run_job(stage: str, planned: Planned) -> None:
             before = _percent(done)
             done[worker] = (event["done"], event["total"])
             if int(_percent(done)) > int(before):
-                update_artifact(artifact, _percent(done))
+                update_progress_artifact(artifact, _percent(done))
 
         def on_log(line: str) -> None:
             bars.console.print(line, markup=False, highlight=False)

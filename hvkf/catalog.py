@@ -42,5 +42,7 @@ def to_parquet(rows: Sequence[Record]) -> bytes:
 
 def read_clips(store: Store, path: str) -> list[Clip]:
     """Read a catalog's clips, in order."""
-    table = pq.read_table(io.BytesIO(store.read(path)))
+    # Arrow's thread pool, once started, may abort a process that ends soon afterwards.
+    content = pq.ParquetFile(io.BytesIO(store.read(path)), pre_buffer=False)
+    table = content.read(use_threads=False)
     return [Clip.model_validate(row) for row in table.to_pylist()]

@@ -16,7 +16,7 @@ import yaml
 
 from hvkf import ledger
 from hvkf.config import Config
-from hvkf.config_file import check_config, load_config
+from hvkf.config_file import check_config, known_keys, load_config
 from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
 from hvkf.jobs.local import ERROR_PREFIX, PARENT_VARIABLE, Listener, run_plan
 from hvkf.progress import display
@@ -24,6 +24,9 @@ from hvkf.records import Plan, Planned, Summary
 from hvkf.storage import Store, open_store
 
 PR_SET_PDEATHSIG = 1
+INTERRUPTED_CODE = 130
+# Typer has its own copy of click and exports of its exceptions only this one's subclass.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 EPILOG = (
     "Settings come from the YAML file and from overrides such as --hparams.learning_rate=1e-4; "
     "docs/configuration.md lists all of them."
@@ -59,7 +62,9 @@ class Step(StrEnum):
 ConfigOption = Annotated[
     str | None, typer.Option("--config", help="YAML file of settings; - reads standard input.")
 ]
-OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", help="A folder or s3://bucket/prefix.")
+]
 
 
 def stage_module(stage: str) -> ModuleType:
@@ -67,8 +72,26 @@ def stage_module(stage: str) -> ModuleType:
     return importlib.import_module(f"hvkf.stages.{stage}")
 
 
-def read_config(file: str | None, overrides: Sequence[str]) -> Config:
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell `--section.key=value` (or `--section.key value`) from the command's own words."""
+    words, overrides = [], []
+    remaining = iter(arguments)
+    for word in remaining:
+        name, equals, _ = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            words.append(word)
+        elif equals:
+            overrides.append(word)
+        else:
+            overrides.append(f"{word}={next(remaining, '')}")
+    return words, overrides
+
+
+def read_config(context: typer.Context, file: str | None, workspace: str | None) -> Config:
     """Read the settings that a command was given."""
+    overrides = list(context.obj or ())
+    if workspace is not None:
+        overrides.append(f"--workspace={workspace}")
     if file == "-":
         return check_config(yaml.safe_load(sys.stdin.read()) or {}, "standard input")
     if file is None and not overrides:
@@ -107,9 +130,7 @@ def _stage_command(stage: str) -> None:
             Step, typer.Argument(help="Only plan, run given parts of a plan, or commit a plan.")
         ] = Step.ALL,
         config: ConfigOption = None,
-        workspace: Annotated[
-            str | None, typer.Option(help="With run and commit: the workspace of the plan.")
-        ] = None,
+        workspace: WorkspaceOption = None,
         plan: Annotated[
             str | None, typer.Option(help="With run and commit: the plan's digest.")
         ] = None,
@@ -118,7 +139,7 @@ def _stage_command(stage: str) -> None:
         ] = None,
     ) -> None:
         if step in (Step.ALL, Step.PLAN):
-            settings = read_config(config, context.args)
+            settings = read_config(context, config, workspace)
             store = open_store(settings.workspace)
             if step == Step.PLAN:
                 print(_planned(stage, settings, store))
@@ -135,7 +156,7 @@ def _stage_command(stage: str) -> None:
             _run_parts(stage, found, store, parts)
 
     command.__doc__ = STAGES[stage]
-    app.command(name=stage, context_settings=OVERRIDES, epilog=EPILOG)(command)
+    app.command(name=stage, epilog=EPILOG)(command)
 
 
 def _planned(stage: str, config: Config, store: Store) -> str:
@@ -176,10 +197,12 @@ for _stage in STAGES:
     _stage_command(_stage)
 
 
-@app.command(context_settings=OVERRIDES, epilog=EPILOG)
-def run(context: typer.Context, config: ConfigOption = None) -> None:
+@app.command(epilog=EPILOG)
+def run(
+    context: typer.Context, config: ConfigOption = None, workspace: WorkspaceOption = None
+) -> None:
     """Runs the whole chain as one Prefect flow: ingest, cache, encode, train, evaluate, render."""
-    settings = read_config(config, context.args)
+    settings = read_config(context, config, workspace)
     from flows.local import run_pipeline  # importing Prefect takes seconds
 
     for summary in run_pipeline(settings):
@@ -188,12 +211,14 @@ def run(context: typer.Context, config: ConfigOption = None) -> None:
             print(f"  {name}: {settings.workspace}/{link}")
 
 
-@app.command(context_settings=OVERRIDES, epilog=EPILOG)
-def verify(context: typer.Context, config: ConfigOption = None) -> None:
+@app.command(epilog=EPILOG)
+def verify(
+    context: typer.Context, config: ConfigOption = None, workspace: WorkspaceOption = None
+) -> None:
     """Hashes every stored shard and checkpoint anew, and compares with what was recorded."""
     from hvkf.verify import verify_workspace
 
-    store = open_store(read_config(config, context.args).workspace)
+    store = open_store(read_config(context, config, workspace).workspace)
     count, faults = verify_workspace(store)
     for fault in faults:
         print(fault)
@@ -202,19 +227,20 @@ def verify(context: typer.Context, config: ConfigOption = None) -> None:
     print(f"{count} stored files are as recorded")
 
 
-@app.command(context_settings=OVERRIDES, epilog=EPILOG)
+@app.command(epilog=EPILOG)
 def gc(
     context: typer.Context,
     config: ConfigOption = None,
+    workspace: WorkspaceOption = None,
     delete: Annotated[bool, typer.Option(help="Remove them, instead of only listing.")] = False,
     older_than_hours: Annotated[
         float, typer.Option(min=0, help="Leave younger ones: a running job may still need them.")
     ] = 24.0,
 ) -> None:
-    """Lists what nothing refers to, left by killed workers and old settings; removes it if asked."""
+    """Lists what nothing refers to (killed workers, old settings), and removes it if asked."""
     from hvkf.garbage import find_garbage
 
-    store = open_store(read_config(config, context.args).workspace)
+    store = open_store(read_config(context, config, workspace).workspace)
     garbage = find_garbage(store, older_than_hours * 3600)
     for path, size in garbage:
         print(f"{size:>12} {path}")
@@ -243,18 +269,32 @@ def demo(
     from hvkf.demo import prepare
 
     config = prepare(folder)
-    app(["run", "--config", str(config)], standalone_mode=False)
+    app(args=["run", "--config", str(config)], standalone_mode=False)
 
 
 def main() -> None:
     """Run the command line; faults end it with their sentence and exit code."""
+    words, overrides = split_overrides(sys.argv[1:])
     try:
-        app(standalone_mode=False)
+        code = app(args=words, obj=overrides, standalone_mode=False)
     except HvkfError as fault:
         print(f"{ERROR_PREFIX}{fault}", file=sys.stderr)
-        sys.exit(fault.exit_code)
-    except typer.Abort:
-        sys.exit(130)
+        code = fault.exit_code
+    except UsageError as fault:
+        print(f"{ERROR_PREFIX}{_explain_usage(fault)}", file=sys.stderr)
+        code = BadInput.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED_CODE
+    sys.exit(code)
+
+
+def _explain_usage(fault: Any) -> str:
+    command = fault.ctx.command_path if fault.ctx is not None else "hvkf"
+    sentence = f"{fault.format_message()} `{command} --help` lists what there is."
+    if name := getattr(fault, "option_name", "").lstrip("-"):
+        settings = [key for key in known_keys() if key.split(".")[-1] == name]
+        sentence += "".join(f" The setting is --{key}=VALUE." for key in settings)
+    return sentence
 
 
 if __name__ == "__main__":

@@ -68,10 +68,12 @@ class IngestConfig(Section):
     scene_split: Literal["none", "content", "adaptive"] = Field(
         "none", description="Cut videos into scenes with this PySceneDetect detector."
     )
-    scene_threshold: float = Field(
-        27.0, gt=0, description="Threshold of the content detector (adaptive: use about 3)."
+    scene_threshold: float | None = Field(
+        None, gt=0, description="Threshold of the detector; left out, the detector's own."
     )
-    min_scene_frames: int = Field(15, ge=1, description="Shorter scenes join their neighbour.")
+    min_scene_frames: int = Field(
+        15, ge=1, description="No cut follows another sooner; the last scene may be shorter."
+    )
     target_fps: float | None = Field(
         None, gt=0, description="Resample to this frame rate; left out, frames stay as they are."
     )

@@ -68,7 +68,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         place = place[parent]
         if not isinstance(place, dict):
             raise ConfigError(f"{override!r}: {parent} is a value, not a section.")
-    place[key] = yaml.safe_load(text) if text else None
+    place[key] = yaml.safe_load(text) if text else ""
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,7 +16,7 @@ CLIPS = {
     "bikes.mp4": "People ride bicycles along a busy street.",
     "carphone_pristine.mp4": "In the video, a man talks in a moving car.",
 }
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "experiment": {"name": "demo", "random_seed": 0},
     "ingest": {
         "dataset": "demo",

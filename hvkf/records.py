@@ -109,6 +109,34 @@ class CheckpointRecord(Record):
     files: tuple[FileEntry, ...]
 
 
+class RunRecord(Record):
+    """What a training run is made of: put once, before its first step."""
+
+    format_version: int = FORMAT_VERSION
+    run_id: str
+    digest: str
+    settings: dict[str, Any]
+
+
+class TrainResult(Record):
+    """What a training run ended with; its presence says that the run is done.
+
+    `checkpoint` and `lora` are paths in the workspace; `loss` is the mean of the last steps.
+    """
+
+    format_version: int = FORMAT_VERSION
+    run_id: str
+    digest: str
+    num_steps: int
+    num_epochs: int
+    num_items: int
+    num_holdout: int
+    checkpoint: str
+    lora: str
+    loss: float
+    validation_loss: float | None
+
+
 class Commit(Record):
     """One of the numbered states of a data set; the newest counts."""
 

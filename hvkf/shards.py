@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from streaming import MDSWriter
 from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
+from streaming.base.hashing import get_hash
 
 from hvkf.errors import CorruptData
 from hvkf.ledger import put_segment
@@ -22,6 +24,7 @@ from hvkf.records import Failure, FileEntry, ItemEntry, SegmentRecord, digest
 from hvkf.storage import Store, explain_full_disk, file_sha256
 
 SHARD_LIMIT_BYTES = 64 << 20
+SCRATCH_PREFIX = "hvkf-segment-"
 INDEX_NAME = "index.json"
 ZSTD = "zstd:3"
 
@@ -29,7 +32,7 @@ Sample = dict[str, Any]
 BFLOAT16_COLUMN = "ndarray:uint16"
 
 
-class _HashingWriter(MDSWriter):  # type: ignore[misc]
+class _HashingWriter(MDSWriter):
     """Remembers the sha256 of each sample's encoded columns as they are written."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -50,7 +53,8 @@ class SegmentWriter:
     ) -> None:
         self.segment_id = segment_id
         self.bucket = bucket
-        self._folder = Path(tempfile.mkdtemp(prefix="hvkf-segment-"))
+        _sweep_scratch()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-"))
         self._items: list[tuple[str, str]] = []
         self._failures: list[Failure] = []
         self._writer = _HashingWriter(
@@ -99,6 +103,14 @@ class SegmentWriter:
         """Drop the scratch files, whether or not they were committed."""
         self._writer.executor.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _sweep_scratch() -> None:
+    """Remove the scratch files of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*"):
+        owner = folder.name.removeprefix(SCRATCH_PREFIX).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _file_entry(file: Path) -> FileEntry:
@@ -178,3 +190,67 @@ class Segment:
                 "were recorded: restore it from a backup, or delete "
                 f"the ledger record of segment {self.record.segment_id} and run the stage again."
             )
+
+
+class MdsFolder:
+    """A folder of MDS shards that hvkf did not write, such as the reference's caches, by position.
+
+    Hashes are checked where the folder's index has them.
+    """
+
+    def __init__(self, folder: Store, cache: Path) -> None:
+        self._folder = folder
+        self._cache = cache
+        self._shards = json.loads(folder.read(INDEX_NAME))["shards"]
+        self._ends = np.cumsum([shard["samples"] for shard in self._shards])
+        self._readers: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._shards else 0
+
+    def __getitem__(self, position: int) -> Sample:
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        shard = self._shards[number]
+        if number not in self._readers:
+            self._readers[number] = self._open(shard)
+        sample: Sample = self._readers[number].get_item(
+            position - int(self._ends[number]) + shard["samples"]
+        )
+        return sample
+
+    def _open(self, shard: dict[str, Any]) -> Any:
+        raw_name, packed = shard["raw_data"]["basename"], shard["zip_data"]
+        local = self._folder.local_path(raw_name)
+        if packed is None and local is not None:
+            if shard["raw_data"]["hashes"]:
+                self._check(shard["raw_data"], local.read_bytes())
+            place = local.parent
+        else:
+            stored_name = (packed or shard["raw_data"])["basename"]
+            # The tag changes with the bytes: an old copy is never taken for the new shard.
+            tag = self._folder.stat(stored_name).tag
+            place = self._cache / digest([self._folder.url, tag, shard])
+            if not (place / raw_name).exists():
+                self._unpack(shard, place, raw_name)
+        return reader_from_json(str(place), "", {**shard, "zip_data": None, "compression": None})
+
+    def _unpack(self, shard: dict[str, Any], place: Path, raw_name: str) -> None:
+        stored = shard["zip_data"] or shard["raw_data"]
+        data = self._folder.read(stored["basename"])
+        self._check(stored, data)
+        with explain_full_disk(self._cache):
+            place.mkdir(parents=True, exist_ok=True)
+            temporary = place / f".{os.getpid()}"
+            temporary.write_bytes(
+                decompress(shard["compression"], data) if shard["zip_data"] else data
+            )
+            temporary.replace(place / raw_name)
+
+    def _check(self, stored: dict[str, Any], data: bytes) -> None:
+        for algorithm, expected in stored["hashes"].items():
+            if get_hash(algorithm, data) != expected:
+                raise CorruptData(
+                    f"The shard {self._folder.url}/{stored['basename']} has another {algorithm} "
+                    "hash than its index says: copy it again from where it was made."
+                )
+

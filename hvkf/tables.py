@@ -292,10 +292,11 @@ def _read_parquet(data: bytes, name: str, wanted: tuple[str, str]) -> list[_Cell
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        # Without Arrow's threads: these may abort a process that ends soon afterwards.
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False)
         columns = list(file.schema_arrow.names)
         _check_columns(name, columns, wanted)
-        table = file.read(columns=list(wanted))
+        table = file.read(columns=list(wanted), use_threads=False)
         values = [table.column(column).to_pylist() for column in wanted]
     except (pyarrow.ArrowException, OSError) as fault:
         raise BadInput(f"The table {name} is not a readable Parquet file: {fault}") from fault

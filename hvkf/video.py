@@ -43,7 +43,7 @@ DEMUXERS = (
 )
 
 # With these swscale differs from exact arithmetic by rounding alone. On a frame of bigbuckbunny.mp4
-# PyAV's default is off by one level on average and by 55 at edges, in twice the speed.
+# PyAV's default is off by one level on average and by 55 at edges, at twice the speed.
 EXACT = (
     Interpolation.BILINEAR
     | Interpolation.ACCURATE_RND

@@ -197,6 +197,7 @@ def test_each_mode_takes_its_frames() -> None:
     assert windows(20, 5, "head", 3) == [(3, 4, 5, 6, 7)]
     assert windows(20, 5, "center", 0) == [(7, 8, 9, 10, 11)]
     assert windows(20, 5, "uniform", 3) == [(3, 7, 11, 15, 19)]
+    assert windows(7, 5, "uniform", 0) == [(0, 2, 3, 5, 6)]  # 1.5 and 4.5 go up
     assert windows(14, 5, "windows", 3) == [(3, 4, 5, 6, 7), (8, 9, 10, 11, 12)]
 
 

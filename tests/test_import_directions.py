@@ -26,6 +26,7 @@ LEVELS = [
     {
         "hvkf.storage",
         "hvkf.video",
+        "hvkf.containers",
         "hvkf.buckets",
         "hvkf.resize",
         "hvkf.tables",

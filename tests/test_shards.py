@@ -1,5 +1,8 @@
 """Segments: what is written is read back, byte by byte, or the fault is named."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +85,18 @@ def test_a_flipped_bit_is_found_and_its_shard_named(tmp_path: Path, compression:
     assert list(ledger.check_files(store, record.prefix, record.files)) == [
         f"{record.prefix}/{shard} has other bytes than were recorded"
     ]
+
+
+def test_what_a_killed_writer_left_in_scratch_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / "scratch" / f"hvkf-segment-{dead.pid}-abc"
+    alive = tmp_path / "scratch" / f"hvkf-segment-{os.getpid()}-abc"
+    for folder in (left, alive):
+        folder.mkdir(parents=True)
+    write(FolderStore(tmp_path / "w"), "none")
+    assert not left.exists()
+    assert alive.exists()

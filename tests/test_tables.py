@@ -94,6 +94,17 @@ def test_prose_full_of_other_separators_does_not_mislead() -> None:
     assert contents(parse(data)) == [("a.mp4", "one; two; three | four; five")] * 3
 
 
+def test_a_header_with_other_separators_does_not_mislead() -> None:
+    data = 'video,"made on; at; by; with",caption\na.mp4,x,fine\n'
+    assert contents(parse(data)) == [("a.mp4", "fine")]
+
+
+def test_line_separators_that_json_leaves_unescaped_stay_in_a_jsonl_caption() -> None:
+    caption = "one\u2028two\u2029three\x85four"
+    data = json.dumps({"video": "a.mp4", "caption": caption}, ensure_ascii=False)
+    assert contents(parse(data, ".jsonl")) == [("a.mp4", caption)]
+
+
 def test_a_caption_longer_than_the_csv_modules_limit_is_read() -> None:
     long = "word " * 40_000
     assert contents(parse(csv_bytes(["video", "caption"], [("a.mp4", long)]))) == [("a.mp4", long)]

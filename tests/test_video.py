@@ -19,6 +19,7 @@ from hvkf.video import (
     decode_frames,
     probe,
     resample_indices,
+    write_mp4,
 )
 from tests.videos import Frames, encode, in_one_folder, moving_frames, noise, real_clips
 
@@ -85,6 +86,15 @@ def test_sound_beside_the_pictures_does_not_matter(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", moving_frames(12), with_sound=True)
     assert probe(path).num_frames == 12
     assert [index for index, _ in decode_frames(path, [3, 11])] == [3, 11]
+
+
+def test_tags_that_are_not_utf8_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_mp4(path, moving_frames(3), metadata={"comment": "cafe"})
+    data = path.read_bytes()
+    assert data.count(b"cafe") == 1
+    path.write_bytes(data.replace(b"cafe", b"caf\xe9"))
+    assert probe(path).num_frames == 3
 
 
 def test_frames_are_counted_although_the_container_lies(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, LlamaModel
 
 from hvkf.errors import BadInput, TryAgain
@@ -193,13 +195,21 @@ def _load(load: Callable[..., Any], source: str | Path, **options: Any) -> Any:
     part = options["subfolder"]
     try:
         return load(str(source), **options)
-    except (OSError, ValueError, RuntimeError) as fault:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         reason = " ".join(str(fault).split())
-        absent = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
-        is_hub = not Path(source).is_dir()
-        if is_hub and isinstance(fault, OSError) and not isinstance(fault.__cause__, absent):
+        if not Path(source).is_dir() and _may_pass(fault):
             raise TryAgain(f"The hub did not give {part!r} of {str(source)!r}: {reason}") from fault
         raise BadInput(
             f"{part!r} of {str(source)!r} cannot be loaded; its files must be safetensors in "
             f"diffusers' layout: {reason}"
         ) from fault
+
+
+def _may_pass(fault: Exception) -> bool:
+    """Whether the hub was away, rather than answering that it has no such thing."""
+    origin = fault.__cause__ or fault.__context__
+    # "Not on this machine, and the hub cannot be asked" counts as a kind of "not found".
+    is_absent = isinstance(
+        origin, EntryNotFoundError | RepositoryNotFoundError | RevisionNotFoundError
+    ) and not isinstance(origin, LocalEntryNotFoundError)
+    return isinstance(fault, OSError) and not is_absent

@@ -4,6 +4,7 @@ Method: LoRA (arXiv:2106.09685) by peft, on the layers that the reference adapts
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +191,9 @@ def load_lora(
     contents = read_lora(path)
     chosen_alpha = _choose_alpha(contents, alpha, path)
     _check_fit(transformer, contents, path)
-    config = lora_config(contents.rank, chosen_alpha, list(contents.down))
+    # peft takes listed names as endings: a pattern adapts these layers and no others.
+    exactly = "|".join(re.escape(name) for name in contents.down)
+    config = lora_config(contents.rank, chosen_alpha, exactly)
     transformer.add_adapter(config, ADAPTER)
     for name, parameter in transformer.named_parameters():
         if ".lora_" in name:

@@ -55,8 +55,8 @@ class LoraFile:
         return named | self.norms
 
 
-def lora_config(rank: int, alpha: float, layers: list[str], **further: Any) -> LoraConfig:
-    """Make peft's configuration of a LoRA on the given layers."""
+def lora_config(rank: int, alpha: float, layers: list[str] | str, **further: Any) -> LoraConfig:
+    """Make peft's configuration of a LoRA on the given layers, or on those of a pattern."""
     settings = {"r": rank, "lora_alpha": alpha, "target_modules": layers, **further}
     return LoraConfig(**settings)
 

@@ -5,6 +5,7 @@ reference.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def sample_latents(
     latents = noise.to(device, torch.float32)
     guidance_B = torch.full((len(latents),), guidance, dtype=dtype, device=device) * GUIDANCE_UNIT
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1].tolist(), device=device)
-    euler_step: Callable[..., tuple[torch.Tensor]] = scheduler.step
+    euler_step: Any = scheduler.step
     for step, timestep in enumerate(scheduler.timesteps):
         # The name lets diffusers' caches (`enable_cache`) tell this loop's calls apart.
         with transformer.cache_context("cond"):

@@ -10,6 +10,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import HunyuanVideoPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
+from hvkf.errors import BadInput
 from hvkf.model.loading import load_scheduler
 from hvkf.model.tiny_text import make_clip_tokenizer, make_llama_tokenizer
 from hvkf.seeds import seed_for
@@ -71,17 +72,26 @@ def build_tiny_checkpoint(
 
     Returns:
         The folder.
+
+    Raises:
+        BadInput: the transformer's text dimensions differ from the text encoders'.
     """
     llama_settings = {**LLAMA, **(llama or {})}
     clip_settings = {**CLIP, **(clip or {})}
-    transformer_settings = {
-        **TRANSFORMER,
+    text_dimensions = {
         "text_embed_dim": llama_settings["hidden_size"],
         "pooled_projection_dim": clip_settings["hidden_size"],
-        **(transformer or {}),
     }
+    transformer_settings = {**TRANSFORMER, **text_dimensions, **(transformer or {})}
+    for name, size in text_dimensions.items():
+        if transformer_settings[name] != size:
+            raise BadInput(
+                f"The transformer's {name} {transformer_settings[name]} differs from its text "
+                f"encoder's {size}: leave it out."
+            )
     tokenizer, tokenizer_2 = make_llama_tokenizer(), make_clip_tokenizer()
-    pipeline = HunyuanVideoPipeline(
+    make_pipeline: Any = HunyuanVideoPipeline
+    pipeline = make_pipeline(
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         text_encoder=_seeded(

@@ -161,7 +161,7 @@ def plan(config: Config, store: Store) -> Plan:
     items = wanted_items(clips, config.cache).items
     old = _keys_of(store, root, previous)
     groups = _groups(clips, [item for item in items if item.key not in old], config.cache)
-    parts = []
+    parts: list[Part] = []
     for begin in range(0, len(groups), config.cache.segments_per_part):
         chunk = groups[begin : begin + config.cache.segments_per_part]
         outputs = [

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hvkf import ledger
+from hvkf.captions import clean_caption
 from hvkf.config import Config
 from hvkf.model.conditioning import EmptyTiles, encode_condition, keyframes_of
 from hvkf.model.device import best_device
@@ -73,7 +74,7 @@ class Encoder:
             generator_for(self._seed, "latents_cond", key),
             self._empty_tiles,
         )
-        prompt = self._prompt(scene["caption"])
+        prompt = self._prompt(clean_caption(scene["caption"]))
         return {
             "item_key": key,
             "clip_id": scene["clip_id"],

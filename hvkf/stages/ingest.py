@@ -136,7 +136,7 @@ def plan(config: Config, store: Store) -> Plan:
         "tasks": digest([task.model_dump() for task in tasks]),
     }
     plan_digest = digest(work)
-    parts = []
+    parts: list[Part] = []
     for begin in range(0, len(new), VIDEOS_PER_PART):
         chunk = [task.model_dump() for task in new[begin : begin + VIDEOS_PER_PART]]
         output = f"datasets/{ingest.dataset}/scans/{digest([settings, chunk])}.json"
@@ -210,7 +210,7 @@ def _take(
         elif scan.failure is not None:
             failures.append(scan.failure)
         elif scan.sha256 in first_row:
-            message = f"row {row.number} has the content of {first_row[scan.sha256].video}"
+            message = f"row {row.row} has the content of {first_row[scan.sha256].video}"
             failures.append(Failure(code="duplicate", message=message, source=row.video))
         else:
             first_row[scan.sha256] = row

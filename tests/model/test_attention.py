@@ -1,6 +1,7 @@
 import logging
 import sys
 import types
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,9 +36,9 @@ def plain_varlen(
     assert borders_q.dtype == torch.int32
     borders = borders_q.tolist()
     assert borders[-1] == len(query)
-    assert max(end - start for start, end in zip(borders, borders[1:], strict=False)) <= longest_q
+    assert max(end - start for start, end in pairwise(borders)) <= longest_q
     mixed = torch.empty_like(query)
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         scores = torch.einsum("qhd,khd->hqk", query[start:end], key[start:end])
         shares = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)
         mixed[start:end] = torch.einsum("hqk,khd->qhd", shares, value[start:end])
@@ -48,6 +49,11 @@ def plain_kernel(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, longest: int
 ) -> torch.Tensor:
     return plain_varlen(query, key, value, borders, borders, longest, longest)
+
+
+def processors_of(model: Any) -> list[Any]:
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    return [block.attn.processor for block in blocks]
 
 
 @pytest.fixture
@@ -110,14 +116,14 @@ def test_the_flash_setting_puts_flash_attns_kernel_into_every_block(
         actual = transformer(**batch)[0]
     assert relative_difference(actual, expected) < 1e-5
     assert "flash (asked for: auto)" in caplog.text
-    processors = [block.attn.processor for block in transformer.transformer_blocks]
+    processors = processors_of(transformer)
     assert all(isinstance(processor, VarlenProcessor) for processor in processors)
 
 
 def test_sdpa_is_diffusers_own_processor(transformer: Transformer) -> None:
     assert apply_attention(transformer, "auto") == "sdpa"
-    for block in transformer.single_transformer_blocks:
-        assert isinstance(block.attn.processor, HunyuanVideoAttnProcessor2_0)
+    for processor in processors_of(transformer):
+        assert isinstance(processor, HunyuanVideoAttnProcessor2_0)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_kernels_that_cannot_compute_what_is_asked_are_refused(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_flash_equals_sdpa_on_a_gpu(transformer: Transformer, batch: dict[str, Any]) -> None:
     pytest.importorskip("flash_attn")
-    transformer.to("cuda", torch.bfloat16)
+    torch.nn.Module.to(transformer, "cuda", torch.bfloat16)
     inputs = {
         name: value.to("cuda", torch.bfloat16 if value.is_floating_point() else None)
         for name, value in batch.items()

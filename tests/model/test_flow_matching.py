@@ -137,7 +137,9 @@ def test_dropping_every_caption_leaves_the_loss_and_its_gradients_finite(
     loss = transformer(**inputs)[0].square().mean()
     loss.backward()
     assert torch.isfinite(loss)
-    assert torch.isfinite(transformer.proj_out.weight.grad).all()
+    gradient = transformer.proj_out.weight.grad
+    assert gradient is not None
+    assert torch.isfinite(gradient).all()
 
 
 def test_only_the_dropped_captions_are_replaced() -> None:

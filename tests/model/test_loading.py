@@ -76,7 +76,7 @@ def test_another_kind_of_transformer_is_refused(
 
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     folder = copy_part(tmp_path, "transformer", num_attention_heads=4)
-    with pytest.raises(BadInput, match="'transformer' of .* cannot be loaded"):
+    with pytest.raises(BadInput, match=r"'transformer' of .* cannot be loaded"):
         load_transformer(folder, dtype=torch.float32)
 
 
@@ -93,7 +93,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     copy_part(tmp_path, "vae")
     weights = tmp_path / "vae" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BadInput, match="'vae' of .* cannot be loaded"):
+    with pytest.raises(BadInput, match=r"'vae' of .* cannot be loaded"):
         load_vae(tmp_path, dtype=torch.float32)
 
 

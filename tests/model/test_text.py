@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hvkf.errors import BadInput
-from hvkf.model.loading import TextEncoders
+from hvkf.model.loading import TextEncoders, load_text_encoders
 from hvkf.model.text import PROMPT_TEMPLATE, check_prefix, encode_prompts
 
-from .conftest import relative_difference
+from .conftest import TINY_FOLDER, relative_difference
 
 GoldenReader = Callable[[str], dict[str, torch.Tensor]]
 TOLERANCE = 2e-5
@@ -33,6 +33,14 @@ def test_token_ids_equal_the_references(
     text = PROMPT_TEMPLATE.replace("{}", golden_captions[index])
     expected = golden("text")[f"cap{index}.llama_ids"].tolist()
     assert encoders.tokenizer(text).input_ids == expected
+
+
+def test_clip_in_bf16_gives_the_references_pooled_embedding(
+    golden: GoldenReader, golden_captions: list[str]
+) -> None:
+    encoders = load_text_encoders(TINY_FOLDER, dtype=torch.bfloat16)
+    pooled = encode_prompts(encoders, golden_captions[:1]).pooled_prompt_embeds
+    assert relative_difference(pooled, golden("text")["cap0.pooled_bf16_clip"]) < TOLERANCE
 
 
 def test_a_batch_encodes_each_caption_as_alone(encoders: TextEncoders) -> None:

@@ -1,0 +1,347 @@
+"""Evaluate: renders held-out pairs with a run's LoRA and without, and says how near they come.
+
+Reads the run's result, the scenes of held-out videos and the checkpoint; writes
+`evals/<run id>/<step>/<digest>/` and, for what does not depend on a LoRA, `evals/_base/`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from hvkf import ledger
+from hvkf.catalog import read_clips
+from hvkf.config import Config
+from hvkf.errors import AlreadyExists, BadInput
+from hvkf.loras import Lora
+from hvkf.records import (
+    FORMAT_VERSION,
+    DatasetCommit,
+    Failure,
+    FileEntry,
+    Part,
+    Plan,
+    Record,
+    Summary,
+    digest,
+)
+from hvkf.stages.cache import scenes_root
+from hvkf.stages.render import Fidelity, lora_of_this_run, models_identity
+from hvkf.storage import Store
+
+STAGE = "evaluate"
+STAGE_VERSION = 1
+BASE_FOLDER = "evals/_base"
+LORA_VIDEO, BASE_VIDEO, TRUTH_VIDEO = "lora.mp4", "base.mp4", "truth.mp4"
+FIRST_FRAME, LAST_FRAME = "first.png", "last.png"
+
+
+class PairTask(Record):
+    """A held-out sample to render between its own first and last frame, and where it lies."""
+
+    key: str
+    bucket: str
+    source_sha256: str
+    segment: str
+    position: int
+
+
+class ClipFidelity(Record):
+    """How near a video is to the truth: its ends to the keyframes, all of it to the clip."""
+
+    first: Fidelity
+    last: Fidelity
+    clip: Fidelity
+
+
+class PairRecord(Record):
+    """The ledger's word on one rendering of a pair; put last, once.
+
+    `made` is None where `failure` says why. What is rendered without a LoRA also has the `ceiling`:
+    the true clip behind the VAE, the best that any sampler can do.
+    """
+
+    format_version: int = FORMAT_VERSION
+    key: str
+    bucket: str
+    source: str
+    prompt: str
+    fps: float
+    made: ClipFidelity | None
+    ceiling: ClipFidelity | None = None
+    files: tuple[FileEntry, ...]
+    failure: Failure | None = None
+    attempt: str
+
+
+class Evaluation(Record):
+    """What one evaluation is of: the LoRA, the scenes, and where its two kinds of results lie."""
+
+    lora: Lora
+    scenes: str
+    root: str
+    base_root: str
+    pairs: tuple[PairTask, ...]
+
+
+class Settings(Record):
+    """How the pairs were rendered."""
+
+    steps: int
+    guidance: float
+    seed: int
+    precision: str
+    models: str
+
+
+class PairMetrics(Record):
+    """One pair's figures; `files` names its pictures and videos by their paths."""
+
+    key: str
+    bucket: str
+    source: str
+    prompt: str
+    lora: ClipFidelity
+    base: ClipFidelity
+    ceiling: ClipFidelity
+    files: dict[str, str]
+
+
+class Mean(Record):
+    """Over pairs: mean PSNR and SSIM, and the PSNR of the mean squared error."""
+
+    psnr_db: float
+    pooled_psnr_db: float
+    ssim: float
+
+
+class Means(Record):
+    """Means of the first frame, the last frame and the whole clip."""
+
+    first: Mean
+    last: Mean
+    clip: Mean
+
+
+class Metrics(Record):
+    """What an evaluation found; its presence says that the evaluation is done."""
+
+    format_version: int = FORMAT_VERSION
+    run_id: str
+    checkpoint: str
+    lora_sha256: str
+    settings: Settings
+    lora: Means
+    base: Means
+    ceiling: Means
+    pairs: tuple[PairMetrics, ...]
+    failures: tuple[Failure, ...]
+
+
+def pair_path(root: str, key: str) -> str:
+    """Where the record of a pair's rendering lies."""
+    return f"{root}/pairs/{key}.json"
+
+
+def pair_folder(root: str, key: str) -> str:
+    """Where a pair's pictures and videos lie."""
+    return f"{root}/media/{key}"
+
+
+def metrics_path(root: str) -> str:
+    """Where the metrics of an evaluation lie."""
+    return f"{root}/metrics.json"
+
+
+def settings_of(config: Config, store: Store) -> Settings:
+    """Gather what the renderings depend on beside the pair and the LoRA."""
+    evaluate = config.evaluate
+    return Settings(
+        steps=evaluate.steps,
+        guidance=evaluate.guidance,
+        seed=evaluate.seed,
+        precision=evaluate.precision,
+        models=models_identity(config.model, store, evaluate.precision),
+    )
+
+
+def _scenes(config: Config, store: Store) -> DatasetCommit:
+    dataset = config.ingest.dataset
+    scenes = ledger.latest_dataset(store, scenes_root(config), dataset)
+    if scenes is None:
+        raise BadInput(
+            f"The workspace {store.url} has no scenes of data set {dataset!r} with these cache "
+            "settings: run `hvkf cache` first, with the same configuration."
+        )
+    return scenes
+
+
+def held_out_pairs(config: Config, store: Store) -> list[PairTask]:
+    """List the samples of held-out videos.
+
+    Raises:
+        BadInput: there is none; the settings that hold videos out are named.
+    """
+    scenes = _scenes(config, store)
+    clips = read_clips(store, scenes.catalog)
+    held_out = {clip.source_sha256 for clip in clips if clip.split == "holdout"}
+    masked = set(scenes.masked)
+    pairs = []
+    for segment in scenes.segments:
+        record = ledger.read_segment(store, scenes_root(config), segment)
+        pairs += [
+            PairTask(
+                key=item.key,
+                bucket=record.bucket,
+                source_sha256=item.source_sha256,
+                segment=segment,
+                position=position,
+            )
+            for position, item in enumerate(record.items)
+            if item.source_sha256 in held_out and item.key not in masked
+        ]
+    if not pairs:
+        raise BadInput(
+            f"Nothing of data set {scenes.dataset!r} is held out for evaluation "
+            f"({len(held_out)} held-out videos, none of their samples in a bucket): set "
+            "ingest.min_holdout (or ingest.holdout_fraction) higher. What a video was once counted "
+            "as stays, so take a new ingest.dataset or add videos."
+        )
+    return pairs
+
+
+def choose_pairs(pairs: Iterable[PairTask], num_pairs: int) -> list[PairTask]:
+    """Choose pairs by their keys' hashes: buckets in turn, and in each of them videos in turn."""
+    by_bucket: dict[str, dict[str, list[PairTask]]] = {}
+    for pair in sorted(pairs, key=lambda pair: hashlib.sha256(pair.key.encode()).hexdigest()):
+        by_bucket.setdefault(pair.bucket, {}).setdefault(pair.source_sha256, []).append(pair)
+    buckets = [list(_in_turn(by_source.values())) for _, by_source in sorted(by_bucket.items())]
+    return list(_in_turn(buckets))[:num_pairs]
+
+
+def _in_turn(lists: Iterable[Sequence[PairTask]]) -> Iterable[PairTask]:
+    """Yield the first of each list, then the second of each, and so on."""
+    kept = list(lists)
+    for place in range(max(map(len, kept), default=0)):
+        yield from (entries[place] for entries in kept if place < len(entries))
+
+
+def plan(config: Config, store: Store) -> Plan:
+    """Choose the pairs and share them out; what was rendered without a LoRA before is reused."""
+    lora = lora_of_this_run(config, store)
+    found = held_out_pairs(config, store)
+    pairs = choose_pairs(found, config.evaluate.num_pairs)
+    settings = settings_of(config, store).model_dump(mode="json")
+    keys = [pair.key for pair in pairs]
+    base = digest([STAGE_VERSION, settings])
+    own = digest([STAGE_VERSION, settings, lora.sha256, keys])
+    work = Evaluation(
+        lora=lora,
+        scenes=scenes_root(config),
+        root=f"evals/{lora.run_id}/{lora.checkpoint}/{own}",
+        base_root=f"{BASE_FOLDER}/{base}",
+        pairs=tuple(pairs),
+    )
+    is_done = store.exists(metrics_path(work.root))
+    inputs = {"evaluation": work.model_dump(mode="json"), "settings": settings}
+    return Plan(
+        stage=STAGE,
+        digest=digest(inputs),
+        config=config.model_dump(mode="json"),
+        inputs=inputs,
+        parts=() if is_done else tuple(_parts(work, config.evaluate.pairs_per_part)),
+        committed=metrics_path(work.root) if is_done else None,
+        note=f"{len(pairs)} of {len(found)} held-out samples",
+    )
+
+
+def _parts(work: Evaluation, pairs_per_part: int) -> Iterable[Part]:
+    for begin in range(0, len(work.pairs), pairs_per_part):
+        keys = [pair.key for pair in work.pairs[begin : begin + pairs_per_part]]
+        yield Part(
+            index=begin // pairs_per_part,
+            outputs=tuple(
+                pair_path(root, key) for key in keys for root in (work.base_root, work.root)
+            ),
+            work={"keys": keys},
+        )
+
+
+def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
+    """Render the pairs of the given parts that have no record yet."""
+    from hvkf.stages.evaluate_pairs import evaluate_pairs  # torch: planning must not load it
+
+    keys = {key for part in parts for key in part.work["keys"]}
+    evaluate_pairs(Config.model_validate(plan.config), store, evaluation_of(plan), keys)
+
+
+def evaluation_of(plan: Plan) -> Evaluation:
+    """Return what a plan evaluates."""
+    return Evaluation.model_validate(plan.inputs["evaluation"])
+
+
+class Rendered(NamedTuple):
+    """A pair's renderings without and with the LoRA."""
+
+    base: PairRecord
+    lora: PairRecord
+
+
+def commit(plan: Plan, store: Store) -> Summary:
+    """Write the report and, last, the metrics.
+
+    Raises:
+        BadInput: too many pairs could not be rendered.
+    """
+    from hvkf.stages.evaluation_report import summarise, write_report
+
+    work = evaluation_of(plan)
+    path = metrics_path(work.root)
+    if plan.committed is not None:
+        return _summary(Metrics.from_json(store.read(path)), work.root, reused=True)
+    limit = Config.model_validate(plan.config).evaluate.max_failed_fraction
+    rendered = [
+        Rendered(_read(store, work.base_root, pair.key), _read(store, work.root, pair.key))
+        for pair in work.pairs
+    ]
+    failures = [record.failure for pair in rendered for record in pair if record.failure]
+    ledger.check_failures(failures, len(rendered), limit, "evaluate.max_failed_fraction")
+    metrics = summarise(work, Settings.model_validate(plan.inputs["settings"]), rendered)
+    write_report(store, f"{work.root}/report.html", metrics)
+    try:
+        store.put_new(path, metrics.to_json())
+    except AlreadyExists:
+        metrics = Metrics.from_json(store.read(path))
+    return _summary(metrics, work.root, reused=False)
+
+
+def _read(store: Store, root: str, key: str) -> PairRecord:
+    return PairRecord.from_json(store.read(pair_path(root, key)))
+
+
+def _summary(metrics: Metrics, root: str, *, reused: bool) -> Summary:
+    figures: dict[str, float] = {}
+    for name, means in _named(metrics).items():
+        for place in ("first", "last", "clip"):
+            mean: Mean = getattr(means, place)
+            figures[f"{name}_{place}_psnr_db"] = mean.psnr_db
+            figures[f"{name}_{place}_ssim"] = mean.ssim
+    lines = [f"{len(metrics.pairs)} pairs of held-out videos, {metrics.checkpoint}"]
+    for place, title in (("first", "first frame"), ("last", "last frame"), ("clip", "whole clip")):
+        lora, base = (figures[f"{name}_{place}_psnr_db"] for name in ("lora", "base"))
+        ceiling = figures[f"ceiling_{place}_psnr_db"]
+        lines.append(
+            f"{title}: {lora:.2f} dB with the LoRA, {base:.2f} without, {ceiling:.2f} at best"
+        )
+    return Summary(
+        stage=STAGE,
+        result=metrics_path(root),
+        reused=reused,
+        text="\n".join(lines),
+        counts={"pairs": len(metrics.pairs), "failed": len(metrics.failures)},
+        figures=figures,
+        links={"report": f"{root}/report.html", "metrics": metrics_path(root)},
+    )
+
+
+def _named(metrics: Metrics) -> Mapping[str, Means]:
+    return {"lora": metrics.lora, "base": metrics.base, "ceiling": metrics.ceiling}

@@ -1,0 +1,173 @@
+"""Rendering held-out pairs on one device: first all without the LoRA, then all with it."""
+
+from collections.abc import Callable, Sequence, Set
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from hvkf import ledger
+from hvkf.captions import clean_caption
+from hvkf.config import Config
+from hvkf.errors import AlreadyExists
+from hvkf.loras import local_lora_file
+from hvkf.model.conditioning import keyframes_of
+from hvkf.model.renderer import Renderer, RenderFault
+from hvkf.model_source import cache_folder
+from hvkf.progress import Progress, progress
+from hvkf.records import Failure, FileEntry
+from hvkf.shards import Sample, Segment
+from hvkf.stages.evaluate import (
+    BASE_VIDEO,
+    FIRST_FRAME,
+    LAST_FRAME,
+    LORA_VIDEO,
+    TRUTH_VIDEO,
+    ClipFidelity,
+    Evaluation,
+    PairRecord,
+    PairTask,
+    pair_folder,
+    pair_path,
+)
+from hvkf.stages.render_rows import fidelity
+from hvkf.stages.rendered_files import put_frame, put_video
+from hvkf.storage import Store
+
+CRF = 18
+MAX_FPS_DENOMINATOR = 1001
+NUM_OPEN_SEGMENTS = 8
+
+
+def evaluate_pairs(config: Config, store: Store, work: Evaluation, keys: Set[str]) -> None:
+    """Render the pairs of these keys that have no record yet, without and with the LoRA."""
+    pairs = [pair for pair in work.pairs if pair.key in keys]
+    for_base = [pair for pair in pairs if not store.exists(pair_path(work.base_root, pair.key))]
+    for_lora = [pair for pair in pairs if not store.exists(pair_path(work.root, pair.key))]
+    if not for_base and not for_lora:
+        return
+    num_steps = (len(for_base) + len(for_lora)) * config.evaluate.steps
+    with progress("evaluate", num_steps) as shown:
+        worker = _PairRenderer(config, store, work, shown)
+        for pair in for_base:
+            worker.put(work.base_root, pair, worker.render_base(pair))
+        if for_lora:
+            worker.fuse_lora()
+        for pair in for_lora:
+            worker.put(work.root, pair, worker.render_lora(pair))
+
+
+class _PairRenderer:
+    """The loaded models, and the settings under which they render pairs."""
+
+    def __init__(self, config: Config, store: Store, work: Evaluation, shown: Progress) -> None:
+        self._settings = config.evaluate
+        self._store = store
+        self._work = work
+        self._shown = shown
+        self._lora_file = local_lora_file(work.lora, store)
+        self._renderer = Renderer(config.model, store, config.evaluate.precision)
+        self._segment = lru_cache(NUM_OPEN_SEGMENTS)(self._open_segment)
+
+    def fuse_lora(self) -> None:
+        """Render with the run's LoRA from now on."""
+        assert self._lora_file is not None
+        self._renderer.fuse_lora(self._lora_file)
+
+    def put(self, root: str, pair: PairTask, record: PairRecord) -> None:
+        """Record a rendering; one that another worker recorded stays."""
+        try:
+            self._store.put_new(pair_path(root, pair.key), record.to_json())
+        except AlreadyExists:
+            return
+
+    def render_base(self, pair: PairTask) -> PairRecord:
+        """Render without the LoRA, and keep the truth, its keyframes and the ceiling."""
+        scene, truth = self._scene(pair)
+        folder = pair_folder(self._work.base_root, pair.key)
+        frames = self._render(pair, scene, truth, "base")
+        files = [
+            put_frame(self._store, folder, FIRST_FRAME, truth[0].numpy()),
+            put_frame(self._store, folder, LAST_FRAME, truth[-1].numpy()),
+            self._put_video(folder, TRUTH_VIDEO, truth, scene),
+        ]
+        if isinstance(frames, Failure):
+            return _record(pair, scene, files, failure=frames)
+        files.append(self._put_video(folder, BASE_VIDEO, frames, scene))
+        ceiling = self._compare(self._renderer.reconstruct(truth), truth)
+        return _record(pair, scene, files, made=self._compare(frames, truth), ceiling=ceiling)
+
+    def render_lora(self, pair: PairTask) -> PairRecord:
+        """Render with the LoRA, from the same noise."""
+        scene, truth = self._scene(pair)
+        frames = self._render(pair, scene, truth, "LoRA")
+        if isinstance(frames, Failure):
+            return _record(pair, scene, [], failure=frames)
+        folder = pair_folder(self._work.root, pair.key)
+        files = [self._put_video(folder, LORA_VIDEO, frames, scene)]
+        return _record(pair, scene, files, made=self._compare(frames, truth))
+
+    def _render(
+        self, pair: PairTask, scene: Sample, truth: torch.Tensor, side: str
+    ) -> torch.Tensor | Failure:
+        try:
+            return self._renderer.render(
+                keyframes_of(truth),
+                clean_caption(scene["caption"]),
+                num_frames=len(truth),
+                steps=self._settings.steps,
+                guidance=self._settings.guidance,
+                seed=self._settings.seed,
+                item_key=pair.key,
+                on_step=self._on_step(f"{side} {pair.bucket} {scene['source']}"),
+            )
+        except RenderFault as fault:
+            return Failure(code=fault.code, message=f"{side}: {fault}", source=scene["source"])
+
+    def _on_step(self, note: str) -> Callable[[int], None]:
+        return lambda step: self._shown.advance(note=note)
+
+    def _compare(self, frames: torch.Tensor, truth: torch.Tensor) -> ClipFidelity:
+        device = self._renderer.device
+        return ClipFidelity(
+            first=fidelity(frames[0], truth[0], device),
+            last=fidelity(frames[-1], truth[-1], device),
+            clip=fidelity(frames, truth, device),
+        )
+
+    def _put_video(self, folder: str, name: str, frames: torch.Tensor, scene: Sample) -> FileEntry:
+        fps = Fraction(scene["fps"]).limit_denominator(MAX_FPS_DENOMINATOR)
+        return put_video(self._store, folder, name, frames.numpy(), fps=fps, crf=CRF)
+
+    def _scene(self, pair: PairTask) -> tuple[Sample, torch.Tensor]:
+        scene = self._segment(pair.segment)[pair.position]
+        # A copy: the shard's bytes are read-only, and torch warns of what may write to them.
+        return scene, torch.from_numpy(np.array(scene["video"]))
+
+    def _open_segment(self, segment_id: str) -> Segment:
+        record = ledger.read_segment(self._store, self._work.scenes, segment_id)
+        return Segment(self._store, record, cache_folder() / "shards")
+
+
+def _record(
+    pair: PairTask,
+    scene: Sample,
+    files: Sequence[FileEntry],
+    *,
+    made: ClipFidelity | None = None,
+    ceiling: ClipFidelity | None = None,
+    failure: Failure | None = None,
+) -> PairRecord:
+    return PairRecord(
+        key=pair.key,
+        bucket=pair.bucket,
+        source=scene["source"],
+        prompt=clean_caption(scene["caption"]),
+        fps=scene["fps"],
+        made=made,
+        ceiling=ceiling,
+        files=tuple(files),
+        failure=failure,
+        attempt=ledger.attempt_name(),
+    )

@@ -1,0 +1,1 @@
+"""Training the keyframe LoRA: what each step trains on, the step, and its checkpoints."""

@@ -1,0 +1,99 @@
+"""Writing and reading checkpoints: safetensors and JSON, equal bytes for equal states.
+
+A checkpoint counts when its commit record is put, last; see `hvkf.training.runs`.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+
+from hvkf.errors import CorruptData
+from hvkf.model.lora_file import save_lora
+from hvkf.records import CheckpointRecord, FileEntry, canonical_json
+from hvkf.storage import Store, explain_full_disk, file_sha256
+from hvkf.training.runs import COMMIT_NAME, read_checkpoint, run_folder, step_name
+from hvkf.training.scratch import scratch_folder
+from hvkf.training.state import Tensors
+
+STATE_NAME = "state.json"
+
+
+class Snapshot(NamedTuple):
+    """All that a training needs to go on exactly.
+
+    Attributes:
+        lora: The weights to render with, under the names of a LoRA file.
+        tensors: File name without suffix (weights, ema, optimizer) to its tensors.
+        values: Everything that is not a tensor, as JSON.
+    """
+
+    lora: Tensors
+    tensors: dict[str, Tensors]
+    values: dict[str, Any]
+
+
+def save_checkpoint(
+    store: Store,
+    run_id: str,
+    step: int,
+    snapshot: Snapshot,
+    *,
+    alpha: float,
+) -> CheckpointRecord:
+    """Write a checkpoint; one of the same step that is there is replaced, its record first."""
+    prefix = f"{run_folder(run_id)}/{step_name(step)}"
+    store.delete(f"{prefix}/{COMMIT_NAME}")
+    with scratch_folder() as folder:
+        with explain_full_disk(folder):
+            save_lora(snapshot.lora, folder, alpha=alpha, extra={"run_id": run_id, "step": step})
+            for name, tensors in snapshot.tensors.items():
+                safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+            (folder / STATE_NAME).write_bytes(canonical_json(snapshot.values) + b"\n")
+        files = []
+        for file in sorted(folder.iterdir()):
+            entry = FileEntry(name=file.name, sha256=file_sha256(file), size=file.stat().st_size)
+            files.append(entry)
+            store.upload(file, f"{prefix}/{file.name}")
+    record = CheckpointRecord(step=step, files=tuple(files))
+    store.put(f"{prefix}/{COMMIT_NAME}", record.to_json())
+    return record
+
+
+def load_checkpoint(store: Store, run_id: str, step: int) -> Snapshot:
+    """Read a whole checkpoint; `lora` is left empty.
+
+    Raises:
+        CorruptData: a file is gone, or has other bytes than were recorded.
+    """
+    record = read_checkpoint(store, run_id, step)
+    prefix = f"{run_folder(run_id)}/{step_name(step)}"
+    tensors = {}
+    values: dict[str, Any] = {}
+    for entry in record.files:
+        with _local_copy(store, prefix, entry) as file:
+            if entry.name == STATE_NAME:
+                values = json.loads(file.read_bytes())
+            elif Path(entry.name).stem in ("weights", "ema", "optimizer"):
+                tensors[Path(entry.name).stem] = safetensors.torch.load_file(file)
+    return Snapshot({}, tensors, values)
+
+
+@contextmanager
+def _local_copy(store: Store, prefix: str, entry: FileEntry) -> Iterator[Path]:
+    """Give a checked file of a checkpoint on this machine."""
+    path = f"{prefix}/{entry.name}"
+    with scratch_folder() as folder:
+        file = store.local_path(path)
+        if file is None:
+            file = folder / entry.name
+            store.download(path, file)
+        if not file.is_file() or file_sha256(file) != entry.sha256:
+            raise CorruptData(
+                f"{store.url}/{path} is gone or has other bytes than were recorded: restore it, or "
+                f"delete {prefix}/{COMMIT_NAME}, so that the run goes on from an older checkpoint."
+            )
+        yield file

@@ -1,0 +1,206 @@
+"""What there is to train on: the newest latents of the data set, or caches of the reference.
+
+Found without torch or `streaming`, since planning a run needs it too.
+"""
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hvkf import ledger
+from hvkf.catalog import read_clips
+from hvkf.config import Config, DataConfig
+from hvkf.errors import BadInput
+from hvkf.records import digest
+from hvkf.storage import FolderStore, Store, open_folder
+
+INDEX_NAME = "index.json"
+SAMPLED_BYTES = 1 << 20
+BUCKET_NAME = re.compile(r"^(\d+x\d+x\d+)(_\d+)?$")
+
+
+class Item(NamedTuple):
+    """A sample: its key, its bucket, and where it lies: in which source, at which position."""
+
+    key: str
+    bucket: str
+    source: int
+    position: int
+
+
+class Items(NamedTuple):
+    """The samples that train, those that only validate, and the digest of all their bytes."""
+
+    train: list[Item]
+    holdout: list[Item]
+    identity: str
+
+    def by_bucket(self) -> dict[str, list[str]]:
+        """List the keys that train, by bucket, buckets sorted."""
+        found: dict[str, list[str]] = {}
+        for item in self.train:
+            found.setdefault(item.bucket, []).append(item.key)
+        return dict(sorted(found.items()))
+
+
+def find_sources(config: Config, store: Store) -> dict[str, Any]:
+    """Say which latents this configuration trains on, as JSON that a plan can carry.
+
+    Raises:
+        BadInput: nothing is encoded with these settings, or a cache's folder has no index.
+    """
+    if config.data.local or config.data.remote:
+        return {"kind": "mds", "folders": _cache_folders(config.data)}
+    from hvkf.stages.encode import latents_root
+
+    dataset, root = config.ingest.dataset, latents_root(config, store)
+    commit = ledger.latest_dataset(store, root, dataset)
+    if commit is None:
+        raise BadInput(
+            f"The workspace {store.url} has no latents of data set {dataset!r} made with these "
+            "settings: run `hvkf encode` first, with the same configuration, or name MDS folders "
+            "in data.local."
+        )
+    return {
+        "kind": "segments",
+        "root": root,
+        "segments": list(commit.segments),
+        "masked": list(commit.masked),
+        "catalog": commit.catalog,
+    }
+
+
+def read_items(store: Store, sources: Mapping[str, Any], data: DataConfig) -> Items:
+    """List the samples of `sources`, as `find_sources` returned them.
+
+    Raises:
+        BadInput: there is none to train on, or a cache lacks a column.
+        CorruptData: a segment's record is gone.
+    """
+    if sources["kind"] == "mds":
+        entries = list(_cache_items(sources["folders"], data))
+        held_out: set[str] = set()
+    else:
+        clips = read_clips(store, sources["catalog"])
+        held_out = {clip.source_sha256 for clip in clips if clip.split == "holdout"}
+        entries = list(_segment_items(store, sources))
+    train: list[Item] = []
+    holdout: list[Item] = []
+    content: list[list[object]] = []
+    known = set()
+    for item, source_sha256, sha256 in entries:
+        if item.key in known:
+            continue
+        known.add(item.key)
+        is_held_out = source_sha256 in held_out
+        (holdout if is_held_out else train).append(item)
+        content.append([item.bucket, item.key, sha256, is_held_out])
+    if not train:
+        raise BadInput(
+            f"There is nothing to train on: all {len(holdout)} samples are of held-out videos. "
+            "Lower ingest.holdout_fraction or ingest.min_holdout, or add videos."
+        )
+    return Items(train, holdout, digest(content))
+
+
+def _segment_items(store: Store, sources: Mapping[str, Any]) -> Iterable[tuple[Item, str, str]]:
+    masked = set(sources["masked"])
+    for number, segment in enumerate(sources["segments"]):
+        record = ledger.read_segment(store, sources["root"], segment)
+        for position, entry in enumerate(record.items):
+            if entry.key not in masked:
+                item = Item(entry.key, record.bucket, number, position)
+                yield item, entry.source_sha256, entry.sha256
+
+
+def _cache_folders(data: DataConfig) -> list[dict[str, str]]:
+    """Pair `data.remote` with `data.local`: remote shards are brought into the local folder."""
+    local, remote = list(data.local or ()), list(data.remote or ())
+    if remote and local and len(remote) != len(local):
+        raise BadInput(
+            f"data.remote names {len(remote)} folders and data.local {len(local)}: give as many, "
+            "or leave data.local out."
+        )
+    if not remote:
+        return [{"url": folder, "cache": ""} for folder in local]
+    caches = local or [""] * len(remote)
+    return [{"url": url, "cache": cache} for url, cache in zip(remote, caches, strict=True)]
+
+
+def read_index(folder: Store) -> dict[str, Any]:
+    """Read the index of a folder of MDS shards.
+
+    Raises:
+        BadInput: there is none, or it is not one.
+    """
+    try:
+        index = json.loads(folder.read(INDEX_NAME))
+    except FileNotFoundError:
+        raise BadInput(
+            f"{folder.url} has no {INDEX_NAME}: name the folders that hold MDS shards themselves, "
+            "such as data.local=[cache/1280x720x33_00]."
+        ) from None
+    except ValueError as fault:
+        raise BadInput(f"{folder.url}/{INDEX_NAME} is not JSON ({fault}): copy it again.") from None
+    if not isinstance(index, dict) or not isinstance(index.get("shards"), list):
+        raise BadInput(f"{folder.url}/{INDEX_NAME} is not the index of MDS shards: copy it again.")
+    return index
+
+
+def _cache_items(
+    folders: Iterable[Mapping[str, str]], data: DataConfig
+) -> Iterable[tuple[Item, str, str]]:
+    wanted = (
+        ("data.latents_key", data.latents_key),
+        ("data.latents_cond_key", data.latents_cond_key),
+        ("data.prompt_embeds_key", data.prompt_embeds_key),
+        ("data.prompt_attention_mask_key", data.prompt_attention_mask_key),
+        ("data.pooled_prompt_embeds_key", data.pooled_prompt_embeds_key),
+    )
+    for number, entry in enumerate(folders):
+        folder = open_folder(entry["url"])
+        name = posixpath.basename(entry["url"].rstrip("/"))
+        matched = BUCKET_NAME.match(name)
+        position = 0
+        for shard in read_index(folder)["shards"]:
+            for setting, column in wanted:
+                if column not in shard["column_names"]:
+                    raise BadInput(
+                        f"The shards of {folder.url} have no column {column!r}, but "
+                        f"{', '.join(shard['column_names'])}: set {setting}."
+                    )
+            content = _shard_identity(folder, shard)
+            for index in range(shard["samples"]):
+                key = digest([content, index])
+                bucket = matched.group(1) if matched else entry["url"]
+                yield Item(key, bucket, number, position), "", key
+                position += 1
+
+
+def _shard_identity(folder: Store, shard: Mapping[str, Any]) -> str:
+    """Name a shard by its index entry and parts of its bytes: reading all would take hours."""
+    packed = shard["zip_data"] or shard["raw_data"]
+    file = _local_file(folder, packed["basename"])
+    hashed = hashlib.sha256(digest(dict(shard)).encode())
+    if file is not None:
+        with file.open("rb") as content:
+            size = file.stat().st_size
+            for offset in sorted({0, size // 2, max(0, size - SAMPLED_BYTES)}):
+                content.seek(offset)
+                hashed.update(content.read(SAMPLED_BYTES))
+    else:
+        hashed.update(folder.stat(packed["basename"]).tag.encode())
+    return hashed.hexdigest()
+
+
+def _local_file(folder: Store, name: str) -> Path | None:
+    if not isinstance(folder, FolderStore):
+        return None
+    file = folder.root / name
+    if not file.is_file():
+        raise BadInput(f"{folder.url} lacks the shard {name} that its index names: copy it again.")
+    return file

@@ -1,0 +1,325 @@
+"""The training loop: steps, validation, checkpoints, and stopping in between without a trace."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from hvkf.config import Config
+from hvkf.distributed import exit_code_recorded
+from hvkf.errors import BadInput, Stopped
+from hvkf.progress import Progress, progress
+from hvkf.records import RunRecord, TrainResult, digest
+from hvkf.seeds import seed_for
+from hvkf.storage import Store
+from hvkf.training.batch_plan import GlobalBatch
+from hvkf.training.checkpoints import load_checkpoint, save_checkpoint
+from hvkf.training.dataset import (
+    LatentBatch,
+    LatentReader,
+    Schedule,
+    TrainSamples,
+    make_loader,
+)
+from hvkf.training.gang import Gang, StopSignal, stop_on_sigterm
+from hvkf.training.items import Items, read_items
+from hvkf.training.losses import Row, last_validation, mean_loss, read_losses, write_losses
+from hvkf.training.objective import batch_losses
+from hvkf.training.runs import (
+    begin_run,
+    choose_checkpoint,
+    delete_checkpoints,
+    list_checkpoints,
+    read_result,
+    result_path,
+    run_folder,
+    stale_steps,
+    step_name,
+)
+from hvkf.training.scratch import scratch_folder
+from hvkf.training.settings import global_batch_size, num_steps
+from hvkf.training.tracking import accelerated, begin_tracking, upload_logs
+from hvkf.training.trainer import Trainer
+from hvkf.training.validation import chosen_items, validation_loss
+
+LORA_NAME = "pytorch_lora_weights.safetensors"
+NUM_DIGITS = 16
+
+
+class Outcome(NamedTuple):
+    """What a step's forward and backward passes gave, over all ranks."""
+
+    loss: float
+    gradient_norm: float
+    is_stopped: bool
+
+
+def train(config: Config, store: Store, run: RunRecord, sources: Mapping[str, Any]) -> None:
+    """Train a run to its end; every rank calls this.
+
+    Raises:
+        BadInput: the configuration or the data cannot work, or the loss is not finite.
+        Stopped: SIGTERM came to one of the ranks; a checkpoint was saved.
+    """
+    with (
+        exit_code_recorded(),
+        stop_on_sigterm() as stop,
+        scratch_folder() as logs,
+        accelerated(config, logs) as accelerator,
+    ):
+        gang = Gang(accelerator.process_index, accelerator.num_processes)
+        gang.on_main(lambda: begin_run(store, run))
+        if gang.on_main(lambda: read_result(store, run.run_id)) is None:
+            Loop(config, store, run, sources, accelerator, gang, stop, logs).run()
+
+
+class Loop:
+    """One process's part in training a run."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        run: RunRecord,
+        sources: Mapping[str, Any],
+        accelerator: Accelerator,
+        gang: Gang,
+        stop: StopSignal,
+        logs: Path,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._run = run
+        self._accelerator = accelerator
+        self._gang = gang
+        self._stop = stop
+        self._logs = logs
+        self._reader = LatentReader(store, sources)
+        self._items = read_items(store, sources, config.data)
+        self._schedule, self._num_steps = make_schedule(config, run, self._items, gang)
+        self._validated = chosen_items(config, self._items.holdout)
+        self._trainer = Trainer(config, store, accelerator, self._num_steps)
+        self._rows: list[Row] = []
+
+    def run(self) -> None:
+        """Train from the newest checkpoint to the end, and record the result."""
+        start = self._resume()
+        begin_tracking(self._accelerator, self._run.run_id, self._run.settings)
+        if self._gang.is_main:
+            with progress("train", self._num_steps) as shown:
+                self._train(start, shown)
+        else:
+            self._train(start, None)
+        self._gang.on_main(self._finish)
+
+    def _resume(self) -> int:
+        """Load the checkpoint to go on from; return its step."""
+        config, run_id = self._config, self._run.run_id
+        found = list_checkpoints(self._store, run_id)
+        wanted = config.checkpointing.resume_from_checkpoint
+        step = choose_checkpoint(found, wanted, run_id)
+        if self._gang.is_main:
+            for partial in found.partial:
+                print(f"skipped {step_name(partial)}: it was not completely written", flush=True)
+        if step is None:
+            return 0
+        self._trainer.restore(load_checkpoint(self._store, run_id, step))
+        self._rows = read_losses(self._store, run_id, until=step)
+        if self._gang.is_main:
+            print(f"run {run_id} goes on from {step_name(step)}", flush=True)
+        return step
+
+    def _train(self, start: int, shown: Progress | None) -> None:
+        if shown is not None:
+            shown.advance(start)
+        if any(flag for (flag,) in self._gang.exchange([float(self._stop.is_set)])):
+            raise Stopped(f"Told to stop before {step_name(start + 1)}; run it again to go on.")
+        samples = TrainSamples(self._config, self._reader, self._items.train)
+        loaded = iter(make_loader(self._config, samples, self._schedule, start, self._num_steps))
+        planned = self._schedule.steps(start, self._num_steps)
+        for done, (epoch, batch, own) in enumerate(planned, start + 1):
+            micro = [next(loaded) for _ in own]
+            outcome = self._compute(done, batch, micro)
+            rate = self._trainer.scheduler.get_last_lr()[0]
+            self._trainer.update(done)
+            row = {
+                "step": done,
+                "epoch": epoch,
+                "bucket": batch.bucket,
+                "samples": len(batch.keys),
+                "batch": digest(sorted(batch.keys))[:NUM_DIGITS],
+                "loss": outcome.loss,
+                "grad_norm": outcome.gradient_norm,
+                "lr": rate,
+            }
+            if self._validates_at(done):
+                row["validation_loss"] = self._validate()
+            self._rows.append(row)
+            figures = {name: value for name, value in row.items() if isinstance(value, float)}
+            self._accelerator.log(figures, step=done)
+            if self._saves_at(done) or outcome.is_stopped:
+                self._save(done)
+            if shown is not None:
+                shown.advance(note=f"loss {outcome.loss:.4f}")
+            if outcome.is_stopped and done < self._num_steps:
+                raise Stopped(f"Told to stop: saved {step_name(done)}; run it again to go on.")
+
+    def _compute(self, step: int, batch: GlobalBatch, micro: list[LatentBatch]) -> Outcome:
+        """Compute the gradients of a step; they are those of the mean over the global batch."""
+        hparams, gang = self._config.hparams, self._gang
+        # Dropout in the LoRA is the only draw left to PyTorch: the same after a stop as without.
+        torch.manual_seed(seed_for(self._config.experiment.random_seed, "step", step, gang.rank))
+        own_loss, faulty = 0.0, []
+        for number, part in enumerate(micro):
+            with _synchronised(self._accelerator, self._trainer.model, number == len(micro) - 1):
+                losses = batch_losses(
+                    self._trainer.model,
+                    part.to(self._accelerator.device),
+                    dtype=self._trainer.dtype,
+                    guidance=hparams.guidance_scale,
+                    weighting=hparams.flow_match.weighting_scheme,
+                )
+                # Gradients are averaged over ranks: their number cancels out.
+                weight = 0.0 if part.borrowed else gang.num_ranks / len(batch.keys)
+                self._accelerator.backward(losses.sum() * weight)
+            if not part.borrowed:
+                values = losses.tolist()
+                own_loss += math.fsum(values)
+                faulty += [
+                    key
+                    for key, value in zip(part.keys, values, strict=True)
+                    if not math.isfinite(value)
+                ]
+        norm = self._trainer.gradient_norm().item()
+        is_scaled = self._accelerator.scaler is not None
+        is_faulty = bool(faulty) or not (is_scaled or math.isfinite(norm))
+        told = gang.exchange([own_loss, float(is_faulty), float(self._stop.is_set)])
+        if any(flag for _, flag, _ in told):
+            self._refuse(step, batch, gang.gather_texts(faulty))
+        loss = math.fsum(part for part, _, _ in told) / len(batch.keys)
+        return Outcome(loss, norm, any(flag for _, _, flag in told))
+
+    def _refuse(self, step: int, batch: GlobalBatch, faulty: list[str]) -> None:
+        """End the training at a step whose loss or gradients are not finite."""
+        whole = list_checkpoints(self._store, self._run.run_id).whole
+        good = step_name(whole[-1]) if whole else "none"
+        what = "loss" if faulty else "gradient"
+        raise BadInput(
+            f"The {what} is not finite at step {step} (items {', '.join(faulty or batch.keys)}, "
+            f"bucket {batch.bucket}); the last good checkpoint is {good}. Look at these items; or "
+            "lower hparams.learning_rate, or set hparams.max_grad_norm, with another run_id."
+        )
+
+    def _validates_at(self, step: int) -> bool:
+        """Whether to validate: by the schedule alone, so that a stop in between changes nothing."""
+        if not self._validated or not self._config.validation.sigmas:
+            return False
+        every = self._config.validation.every_n_steps
+        if every is None:
+            return self._saves_at(step)
+        return step % every == 0 or step == self._num_steps
+
+    def _validate(self) -> float:
+        trainer = self._trainer
+
+        def compute() -> float:
+            return validation_loss(
+                trainer.transformer,
+                self._reader,
+                self._validated,
+                config=self._config,
+                gang=self._gang,
+                device=self._accelerator.device,
+                dtype=trainer.dtype,
+            )
+
+        if trainer.average is None:
+            return compute()
+        with trainer.average.in_place():
+            return compute()
+
+    def _saves_at(self, step: int) -> bool:
+        every = self._config.checkpointing.save_every_n_steps
+        return step == self._num_steps or (every is not None and step % every == 0)
+
+    def _save(self, step: int) -> None:
+        """Write the checkpoint, with the losses before its record; drop those not kept."""
+        snapshot = self._trainer.snapshot()
+
+        def write() -> None:
+            run_id = self._run.run_id
+            write_losses(self._store, run_id, self._rows)
+            alpha = self._config.network.lora_alpha
+            save_checkpoint(self._store, run_id, step, snapshot, alpha=alpha)
+            upload_logs(self._accelerator, self._store, run_id, self._logs)
+            self._drop_stale(step)
+
+        self._gang.on_main(write)
+
+    def _drop_stale(self, newest: int) -> None:
+        checkpointing = self._config.checkpointing
+        stale = stale_steps(
+            list_checkpoints(self._store, self._run.run_id),
+            newest,
+            every=checkpointing.save_every_n_steps,
+            keep_back=checkpointing.save_last_n_steps,
+        )
+        delete_checkpoints(self._store, self._run.run_id, stale)
+
+    def _finish(self) -> None:
+        """Record the result; its presence says that all is done."""
+        self._drop_stale(self._num_steps)
+        run_id = self._run.run_id
+        checkpoint = f"{run_folder(run_id)}/{step_name(self._num_steps)}"
+        result = TrainResult(
+            run_id=run_id,
+            digest=self._run.digest,
+            num_steps=self._num_steps,
+            num_epochs=-(-self._num_steps // self._schedule.epoch_steps),
+            num_items=len(self._items.train),
+            num_holdout=len(self._items.holdout),
+            checkpoint=checkpoint,
+            lora=f"{checkpoint}/{LORA_NAME}",
+            loss=mean_loss(self._rows),
+            validation_loss=last_validation(self._rows),
+        )
+        self._store.put(result_path(run_id), result.to_json())
+
+
+def _synchronised(accelerator: Accelerator, model: Any, is_last: bool) -> Any:
+    """Exchange gradients between ranks with the last of a step's micro-batches only."""
+    return torch.enable_grad() if is_last else accelerator.no_sync(model)
+
+
+def make_schedule(config: Config, run: RunRecord, items: Items, gang: Gang) -> tuple[Schedule, int]:
+    """Lay out this rank's way through the run, and count its steps.
+
+    Raises:
+        BadInput: these ranks do not make up the run's global batch.
+    """
+    batch_size = global_batch_size(config, gang.num_ranks)
+    planned = run.settings["data"]["global_batch_size"]
+    if batch_size != planned:
+        accumulated = config.hparams.gradient_accumulation_steps
+        raise BadInput(
+            f"The run {run.run_id!r} has {planned} samples in a step, but data.batch_size "
+            f"{config.data.batch_size} x {gang.num_ranks} ranks x "
+            f"hparams.gradient_accumulation_steps {accumulated} are {batch_size}: set these, or "
+            "jobs.train.workers, to make up the same number."
+        )
+    epoch_steps, total = num_steps(config, items, batch_size)
+    schedule = Schedule(
+        items=items.by_bucket(),
+        seed=config.experiment.random_seed,
+        global_batch_size=batch_size,
+        batch_size=config.data.batch_size,
+        epoch_steps=epoch_steps,
+        drop_last=config.data.dataloader_kwargs.drop_last,
+        shuffle=config.data.streaming_kwargs.shuffle,
+        rank=gang.rank,
+        num_ranks=gang.num_ranks,
+    )
+    return schedule, total

@@ -1,0 +1,42 @@
+"""The losses of a run, step by step: `losses.jsonl`, the same however often it was interrupted."""
+
+import json
+import math
+from typing import Any
+
+from hvkf.records import canonical_json
+from hvkf.storage import Store
+from hvkf.training.runs import run_folder
+
+NAME = "losses.jsonl"
+NUM_AVERAGED = 100
+
+Row = dict[str, Any]
+
+
+def read_losses(store: Store, run_id: str, until: int) -> list[Row]:
+    """Read the rows of the steps up to `until`; later ones belong to steps that are done anew."""
+    try:
+        lines = store.read(f"{run_folder(run_id)}/{NAME}").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["step"] <= until]
+
+
+def write_losses(store: Store, run_id: str, rows: list[Row]) -> None:
+    """Write all rows; floats keep every bit."""
+    data = b"".join(canonical_json(row) + b"\n" for row in rows)
+    store.put(f"{run_folder(run_id)}/{NAME}", data)
+
+
+def mean_loss(rows: list[Row]) -> float:
+    """Average the last steps' losses."""
+    last = [row["loss"] for row in rows[-NUM_AVERAGED:]]
+    return math.fsum(last) / len(last)
+
+
+def last_validation(rows: list[Row]) -> float | None:
+    """Return the newest validation loss."""
+    found = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    return found[-1] if found else None

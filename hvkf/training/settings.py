@@ -1,0 +1,120 @@
+"""What makes two training runs the same work: the settings and data that change their results.
+
+How the work is shared out (ranks, workers, gradient checkpointing, where the average lies) and how
+often it is saved are not part of it: a run may go on with other ones.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hvkf.config import Config
+from hvkf.errors import BadInput
+from hvkf.records import RunRecord, digest
+from hvkf.training.batch_plan import num_epoch_steps
+from hvkf.training.items import Items
+
+STAGE_VERSION = 1
+NUM_DIGITS = 8
+NUM_SHOWN = 6
+WHERE_IT_RUNS = {"gradient_checkpointing", "gradient_accumulation_steps"}
+EMA_WORK = {"use_ema", "ema_decay", "ema_update_interval"}
+
+
+def global_batch_size(config: Config, num_ranks: int) -> int:
+    """Count the samples of an optimizer step."""
+    accumulated = config.hparams.gradient_accumulation_steps
+    return config.data.batch_size * num_ranks * accumulated
+
+
+def work_settings(config: Config, model: str, data: str, num_ranks: int) -> dict[str, Any]:
+    """Gather what a run's results depend on, by the names that the configuration uses.
+
+    Args:
+        config: The configuration.
+        model: Identity of the transformer's weights.
+        data: Identity of the samples.
+        num_ranks: Ranks that share a step.
+    """
+    hparams = config.hparams.model_dump(mode="json", exclude={*WHERE_IT_RUNS, "ema"})
+    hparams["ema"] = config.hparams.ema.model_dump(mode="json", include=EMA_WORK)
+    loader = config.data.dataloader_kwargs
+    return {
+        "stage_version": STAGE_VERSION,
+        "transformer": model,
+        "latents": data,
+        "experiment": {"random_seed": config.experiment.random_seed},
+        "data": {
+            "global_batch_size": global_batch_size(config, num_ranks),
+            "dataloader_kwargs": {"drop_last": loader.drop_last},
+            "streaming_kwargs": {"shuffle": config.data.streaming_kwargs.shuffle},
+        },
+        "network": config.network.model_dump(mode="json"),
+        "hparams": hparams,
+        "validation": config.validation.model_dump(mode="json"),
+    }
+
+
+def default_run_id(config: Config, settings: Mapping[str, Any]) -> str:
+    """Make up a run's name from the experiment's and its settings."""
+    return f"{config.experiment.name}-{digest(dict(settings))[:NUM_DIGITS]}"
+
+
+def num_steps(config: Config, items: Items, batch_size: int) -> tuple[int, int]:
+    """Count the steps of an epoch and of the run; `batch_size` is the global one.
+
+    Raises:
+        BadInput: there is no complete batch, or neither steps nor epochs are set.
+    """
+    counts = [len(keys) for keys in items.by_bucket().values()]
+    of_epoch = num_epoch_steps(
+        counts, batch_size, drop_last=config.data.dataloader_kwargs.drop_last
+    )
+    if not of_epoch:
+        raise BadInput(
+            f"No bucket has the {batch_size} samples of a step (the largest has {max(counts)}), "
+            "and data.dataloader_kwargs.drop_last leaves out incomplete ones: set it to false, or "
+            "lower data.batch_size."
+        )
+    hparams = config.hparams
+    if hparams.max_train_steps is not None:
+        return of_epoch, hparams.max_train_steps
+    if hparams.num_train_epochs is None:
+        raise BadInput(
+            "How long to train is not set: set hparams.num_train_epochs or hparams.max_train_steps."
+        )
+    return of_epoch, of_epoch * hparams.num_train_epochs
+
+
+def check_same_work(found: RunRecord, wanted: RunRecord) -> None:
+    """Refuse to go on with a run under other settings or on other data.
+
+    Raises:
+        BadInput: naming what differs and the fix.
+    """
+    if found.digest == wanted.digest:
+        return
+    before, now = dict(_flat(found.settings)), dict(_flat(wanted.settings))
+    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    shown = "; ".join(
+        f"{key} was {_brief(before.get(key))} and is {_brief(now.get(key))}"
+        for key in differing[:NUM_SHOWN]
+    )
+    more = len(differing) - NUM_SHOWN
+    raise BadInput(
+        f"The run {found.run_id!r} was begun as other work: {shown}"
+        + (f"; and {more} more" if more > 0 else "")
+        + ". Set experiment.run_id to a new name, or set these back."
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,114 @@
+"""The state of a training between two steps, as tensors and JSON: exact, and free of pickles."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+Tensors = dict[str, torch.Tensor]
+OPTIMIZER_PREFIX = "state"
+GROUP_PREFIX = "group"
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to the CPU; one that is sharded over ranks is gathered, on all of them."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().to("cpu", copy=True).contiguous()
+
+
+@torch.no_grad()
+def fill(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy a whole tensor into a live one, sharding it as that one is."""
+    target.copy_(_placed_like(target, value))
+
+
+def _placed_like(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    moved = value.to(target.device)
+    if isinstance(target, DTensor):
+        return distribute_tensor(moved, target.device_mesh, target.placements)
+    return moved
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]
+) -> tuple[Tensors, dict[str, Any]]:
+    """Take an optimizer's state apart; `names` names its parameters.
+
+    Returns:
+        Its tensors by "state.<what>.<parameter>" and "group.<number>.<what>", and all that is not a
+        tensor, as JSON.
+    """
+    tensors: Tensors = {}
+    values: dict[str, Any] = {"state": {}, "groups": [], "on_cpu": []}
+    for parameter, state in optimizer.state.items():
+        name = names[parameter]
+        for what, value in state.items():
+            if isinstance(value, torch.Tensor):
+                key = f"{OPTIMIZER_PREFIX}.{what}.{name}"
+                tensors[key] = whole(value)
+                if value.device.type == "cpu":
+                    values["on_cpu"].append(key)
+            else:
+                values["state"].setdefault(name, {})[what] = value
+    for number, group in enumerate(optimizer.param_groups):
+        plain = {}
+        for what, value in group.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{GROUP_PREFIX}.{number}.{what}"] = whole(value)
+            elif what != "params":
+                plain[what] = value
+        values["groups"].append(plain)
+    values["on_cpu"].sort()
+    return tensors, values
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[torch.Tensor, str],
+    tensors: Mapping[str, torch.Tensor],
+    values: Mapping[str, Any],
+) -> None:
+    """Put an optimizer's state back exactly.
+
+    Not by `load_state_dict`, which casts state to the parameter's type: what came_pytorch keeps in
+    float32 for bfloat16 weights would change.
+    """
+    on_cpu = set(values["on_cpu"])
+    parameters = {name: parameter for parameter, name in names.items()}
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == GROUP_PREFIX:
+            number, _, what = rest.partition(".")
+            optimizer.param_groups[int(number)][what] = value.clone()
+            continue
+        what, _, name = rest.partition(".")
+        parameter = parameters[name]
+        is_shaped = value.shape == parameter.shape
+        moved = value.clone() if key in on_cpu else value.to(parameter.device, copy=True)
+        optimizer.state[parameter][what] = (
+            _placed_like(parameter, moved) if is_shaped and key not in on_cpu else moved
+        )
+    for name, state in values["state"].items():
+        optimizer.state[parameters[name]].update(_tuples(state))
+    for group, plain in zip(optimizer.param_groups, values["groups"], strict=True):
+        group.update(_tuples(plain))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the lists of JSON tuples again: betas."""
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+
+
+def scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """Take the state of a learning-rate scheduler, as JSON; its functions are made anew."""
+    return {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+
+
+def load_scheduler_state(scheduler: Any, state: Mapping[str, Any]) -> None:
+    """Put a learning-rate scheduler's state back."""
+    functions: Sequence[object] = [None] * len(state["base_lrs"])
+    scheduler.load_state_dict({**state, "lr_lambdas": list(functions)})

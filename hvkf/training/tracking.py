@@ -1,0 +1,119 @@
+"""Accelerate for one training: devices, precision, ranks, and trackers that show its figures."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
+
+from hvkf.config import Config
+from hvkf.errors import BadInput
+from hvkf.storage import Store
+from hvkf.training.gang import TIMEOUT
+from hvkf.training.runs import run_folder
+
+TENSORBOARD = "tensorboard"
+PACKAGES = {TENSORBOARD: "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+PROJECT = "hvkf"
+
+
+@contextmanager
+def accelerated(config: Config, logs: Path) -> Iterator[Accelerator]:
+    """Set accelerate up for this configuration, and leave nothing of it behind.
+
+    Args:
+        config: Precision, trackers, ranks' settings.
+        logs: Folder on this machine for the trackers' files.
+
+    Raises:
+        BadInput: this machine lacks what the configuration asks for.
+    """
+    _check_trackers(config.experiment.trackers)
+    has_gpu = torch.cuda.is_available()
+    if config.hparams.mixed_precision == "fp16" and not has_gpu:
+        raise BadInput(
+            "hparams.mixed_precision=fp16 needs a GPU: set it to bf16 or no on this machine."
+        )
+    ddp = config.ddp_kwargs
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.hparams.mixed_precision,
+            cpu=not has_gpu,
+            log_with=list(config.experiment.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(logs), logging_dir=str(logs)),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=ddp.find_unused_parameters,
+                    gradient_as_bucket_view=ddp.gradient_as_bucket_view,
+                    static_graph=ddp.static_graph,
+                ),
+                InitProcessGroupKwargs(backend=ddp.backend, timeout=TIMEOUT),
+            ],
+        )
+    except (ValueError, ImportError) as fault:
+        raise BadInput(f"accelerate cannot be set up as configured: {fault}") from None
+    # The loop weighs each sample itself; a launcher's environment must not divide once more.
+    accelerator.gradient_accumulation_steps = 1
+    try:
+        yield accelerator
+        accelerator.end_training()
+    finally:
+        accelerator.free_memory()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _check_trackers(trackers: tuple[str, ...]) -> None:
+    for name in trackers:
+        if name not in PACKAGES:
+            raise BadInput(
+                f"There is no experiment.trackers {name!r}: use {', '.join(PACKAGES)}, or none."
+            )
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise BadInput(
+                f"experiment.trackers names {name}, which is not installed: pip install "
+                f"'hvkf[{name}]', or leave it out."
+            )
+
+
+def begin_tracking(accelerator: Accelerator, run_id: str, settings: dict[str, Any]) -> None:
+    """Tell the trackers what is trained."""
+    accelerator.init_trackers(
+        PROJECT,
+        config=dict(_plain(settings)),
+        init_kwargs={
+            "wandb": {"name": run_id, "id": run_id, "resume": "allow"},
+            "mlflow": {"run_name": run_id},
+        },
+    )
+
+
+def _plain(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str | int | float]]:
+    """Flatten settings to what every tracker takes."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _plain(value, f"{prefix}{name}.")
+        else:
+            is_plain = isinstance(value, str | int | float)
+            yield f"{prefix}{name}", value if is_plain else str(value)
+
+
+def upload_logs(accelerator: Accelerator, store: Store, run_id: str, logs: Path) -> None:
+    """Bring what trackers wrote on this machine into the run's folder."""
+    for tracker in accelerator.trackers:
+        if tracker.name == TENSORBOARD:
+            tracker.writer.flush()
+    for file in sorted(logs.rglob("*")):
+        if file.is_file():
+            path = f"{run_folder(run_id)}/logs/{file.relative_to(logs).as_posix()}"
+            store.upload(file, path)

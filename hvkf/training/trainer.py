@@ -1,0 +1,181 @@
+"""What is trained: the transformer with its LoRA, the optimizer, and their average and state."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+
+from hvkf.config import Config
+from hvkf.errors import BadInput
+from hvkf.model.loading import load_transformer
+from hvkf.model.lora import add_lora, lora_state_dict
+from hvkf.model_source import model_folder_or_hub_id
+from hvkf.seeds import seed_for
+from hvkf.storage import Store
+from hvkf.training.checkpoints import Snapshot
+from hvkf.training.ema import MovingAverage
+from hvkf.training.optimizers import make_optimizer
+from hvkf.training.state import (
+    Tensors,
+    fill,
+    load_optimizer,
+    load_scheduler_state,
+    optimizer_state,
+    scheduler_state,
+    whole,
+)
+
+BASE_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def has_float32_weights(config: Config) -> bool:
+    """Whether the LoRA's weights, and so its gradients, are float32 beside a smaller base model.
+
+    fp16 weights would overflow in the optimizer; fp32 gradients are asked for by a setting.
+    """
+    hparams = config.hparams
+    return hparams.mixed_precision == "fp16" or hparams.gradient_precision == "fp32"
+
+
+class Trainer:
+    """The trained weights and all state that changes with a step."""
+
+    def __init__(
+        self, config: Config, store: Store, accelerator: Accelerator, num_steps: int
+    ) -> None:
+        hparams = config.hparams
+        self._config = config
+        self._accelerator = accelerator
+        self.dtype = BASE_DTYPES[hparams.mixed_precision]
+        self.transformer = _load(config, store, self.dtype, accelerator.device)
+        self.transformer.train()
+        self.weights: Tensors = lora_state_dict(self.transformer)
+        self._names = {weight: name for name, weight in self.weights.items()}
+        optimizer = make_optimizer(
+            hparams.optimizer_type,
+            list(self._names),  # type: ignore[arg-type]
+            hparams.learning_rate,
+            hparams.optimizer_args,
+        )
+        self.scheduler = _make_scheduler(config, optimizer, num_steps)
+        self.average = self._make_average()
+        self.model, self.optimizer = accelerator.prepare(self.transformer, optimizer)
+
+    def _make_average(self) -> MovingAverage | None:
+        ema = self._config.hparams.ema
+        if not ema.use_ema:
+            return None
+        return MovingAverage(
+            self.weights,
+            decay=ema.ema_decay,
+            interval=ema.ema_update_interval or 1,
+            device="cpu" if ema.ema_device == "cpu" else None,
+        )
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Clip the gradients as configured and return their norm before that."""
+        self._accelerator.unscale_gradients(self.optimizer)
+        weights = [weight for weight in self._names if weight.grad is not None]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        limit = self._config.hparams.max_grad_norm
+        if limit > 0 and self._config.hparams.grad_clip_method == "norm":
+            torch.nn.utils.clip_grads_with_norm_(weights, limit, norm.to(gradients[0].device))
+        elif limit > 0:
+            torch.nn.utils.clip_grad_value_(weights, limit)
+        return norm
+
+    def update(self, step: int) -> None:
+        """Let the optimizer, the schedule and the average take step number `step`, from 1."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self._accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update(step)
+
+    def snapshot(self) -> Snapshot:
+        """Take the whole state; every rank must call this, each gets all of it."""
+        weights = {name: whole(weight) for name, weight in self.weights.items()}
+        tensors = {"weights": weights}
+        lora = weights
+        if self.average is not None:
+            tensors["ema"] = {name: whole(mean) for name, mean in self.average.shadow.items()}
+            lora = {name: mean.to(weights[name].dtype) for name, mean in tensors["ema"].items()}
+        state, values = optimizer_state(self.optimizer.optimizer, self._names)
+        tensors["optimizer"] = state
+        scaler = self._accelerator.scaler
+        return Snapshot(
+            lora,
+            tensors,
+            {
+                "optimizer": values,
+                "scheduler": scheduler_state(self.scheduler),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            },
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a state that `snapshot` took."""
+        for name, weight in self.weights.items():
+            fill(weight, snapshot.tensors["weights"][name])
+        if self.average is not None:
+            self.average.load(snapshot.tensors["ema"])
+        load_optimizer(
+            self.optimizer.optimizer,
+            self._names,
+            snapshot.tensors["optimizer"],
+            snapshot.values["optimizer"],
+        )
+        load_scheduler_state(self.scheduler, snapshot.values["scheduler"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(snapshot.values["scaler"])
+
+
+def _load(config: Config, store: Store, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load the transformer and add the LoRA, its first values drawn from the run's seed."""
+    model, network = config.model, config.network
+    transformer = load_transformer(
+        model_folder_or_hub_id(model, store),
+        revision=model.revision,
+        variant=model.variant,
+        dtype=dtype,
+        attention=model.attention,
+        device=device,
+        trains=True,
+    )
+    torch.manual_seed(seed_for(config.experiment.random_seed, "lora"))
+    trained = add_lora(
+        transformer,
+        rank=network.lora_rank,
+        alpha=network.lora_alpha,
+        dropout=network.lora_dropout,
+        target=network.target_modules or network.lora_layers,
+        init=network.init_lora_weights,
+        train_norm_layers=network.train_norm_layers,
+    )
+    if has_float32_weights(config):
+        for weight in trained:
+            weight.data = weight.data.float()
+    if config.hparams.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return transformer
+
+
+def _make_scheduler(config: Config, optimizer: torch.optim.Optimizer, num_steps: int) -> Any:
+    hparams = config.hparams
+    try:
+        return get_scheduler(
+            hparams.lr_scheduler,
+            optimizer,
+            num_warmup_steps=hparams.lr_warmup_steps,
+            num_training_steps=num_steps,
+            num_cycles=hparams.lr_scheduler_num_cycles,
+            power=hparams.lr_scheduler_power,
+        )
+    except ValueError as fault:
+        raise BadInput(
+            f"hparams.lr_scheduler {hparams.lr_scheduler!r} cannot be used ({fault}): use "
+            "constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial."
+        ) from None
