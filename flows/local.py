@@ -1,8 +1,9 @@
-"""Running the pipeline flow on this machine, with Prefect's server in this process."""
+"""Running the pipeline flow on this machine, with a Prefect server of its own."""
 
 import os
 from pathlib import Path
 
+from flows.server import temporary_server
 from hvkf.config import Config
 from hvkf.model_source import cache_folder
 from hvkf.records import Summary
@@ -17,13 +18,25 @@ PREFECT_SETTINGS = {
 
 
 def run_pipeline(config: Config) -> list[Summary]:
-    """Run the chain as one flow; Prefect's own files go beside the workspace's."""
+    """Run the chain as one flow, on the server of PREFECT_API_URL or on one of its own.
+
+    Prefect's own files lie in the workspace's folder, or in the cache where that is in S3.
+    """
     in_folder = "://" not in config.workspace
     home = (
         Path(config.workspace).absolute() / ".prefect" if in_folder else cache_folder() / "prefect"
     )
+    home.mkdir(parents=True, exist_ok=True)
     for name, value in {**PREFECT_SETTINGS, "PREFECT_HOME": str(home)}.items():
         os.environ.setdefault(name, value)
-    from flows.pipeline import pipeline  # reads the settings above when imported
+    if "PREFECT_API_URL" in os.environ:
+        return _run(config)
+    with temporary_server(home) as address:
+        os.environ["PREFECT_API_URL"] = address
+        return _run(config)
+
+
+def _run(config: Config) -> list[Summary]:
+    from flows.pipeline import pipeline  # reads Prefect's settings when imported
 
     return pipeline(config)

@@ -31,6 +31,8 @@ def run_stage(stage: str, config: Config) -> Summary:
     planned = Planned.model_validate_json(
         _hvkf([stage, "plan", "--config", "-"], config.model_dump_json())
     )
+    if planned.done is not None:
+        return planned.done
     if planned.num_pending:
         run_job.with_options(name=f"{stage} job")(stage, planned)
     arguments = [stage, "commit", "--workspace", planned.workspace, "--plan", planned.plan]

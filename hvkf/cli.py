@@ -1,8 +1,6 @@
 """The command line: each stage alone, the whole chain, and what this machine lacks."""
 
-import ctypes
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,12 +16,12 @@ from hvkf import ledger
 from hvkf.config import Config
 from hvkf.config_file import check_config, known_keys, load_config
 from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
-from hvkf.jobs.local import ERROR_PREFIX, PARENT_VARIABLE, Listener, run_plan
+from hvkf.jobs.local import ERROR_PREFIX, Listener, run_plan
+from hvkf.processes import follow_parent
 from hvkf.progress import display
 from hvkf.records import Plan, Planned, Summary
 from hvkf.storage import Store, open_store
 
-PR_SET_PDEATHSIG = 1
 INTERRUPTED_CODE = 130
 # Typer has its own copy of click and exports of its exceptions only this one's subclass.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -161,22 +159,24 @@ def _stage_command(stage: str) -> None:
 
 def _planned(stage: str, config: Config, store: Store) -> str:
     """Plan, keep the plan in the workspace, and return it without its parts' work."""
-    plan: Plan = stage_module(stage).plan(config, store)
-    ledger.put_plan(store, plan)
-    pending = [part.index for part in ledger.pending_parts(store, plan)]
+    module = stage_module(stage)
+    plan: Plan = module.plan(config, store)
+    done = module.commit(plan, store) if plan.committed is not None else None
+    if done is None:
+        ledger.put_plan(store, plan)
     return Planned(
         plan=plan.digest,
         workspace=store.url,
         num_parts=len(plan.parts),
-        num_pending=len(pending),
-        committed=plan.committed,
+        num_pending=len(ledger.pending_parts(store, plan)),
+        done=done,
     ).model_dump_json()
 
 
 def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None) -> None:
     follow_parent()
-    if stage != "train":  # it saves a checkpoint first
-        signal.signal(signal.SIGTERM, _stop)
+    if stage == "train":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # its own handler saves a checkpoint first
     chosen = range(len(plan.parts)) if parts is None else [int(part) for part in parts.split(",")]
     if unknown := [index for index in chosen if not 0 <= index < len(plan.parts)]:
         raise BadInput(f"The plan has parts 0 to {len(plan.parts) - 1}, not {unknown}.")
@@ -184,13 +184,7 @@ def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None) -> None:
 
 
 def _stop(signum: int, frame: object) -> None:
-    raise Stopped("Told to stop; what was committed stays, the rest is done by the next start.")
-
-
-def follow_parent() -> None:
-    """End with the process that started this one, even when that is killed."""
-    if PARENT_VARIABLE in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    raise Stopped("Told to stop; the same command goes on from here.")
 
 
 for _stage in STAGES:
@@ -275,6 +269,7 @@ def demo(
 def main() -> None:
     """Run the command line; faults end it with their sentence and exit code."""
     words, overrides = split_overrides(sys.argv[1:])
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = app(args=words, obj=overrides, standalone_mode=False)
     except HvkfError as fault:
@@ -285,6 +280,8 @@ def main() -> None:
         code = BadInput.exit_code
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED_CODE
+    if code == INTERRUPTED_CODE:  # Typer may have caught it first
+        print(f"{ERROR_PREFIX}Interrupted; the same command goes on from here.", file=sys.stderr)
     sys.exit(code)
 
 

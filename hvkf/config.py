@@ -190,6 +190,11 @@ class NetworkConfig(Section):
     init_lora_weights: bool | Literal["gaussian", "olora", "pissa"] = Field(
         True, description="How the LoRA's weights begin, as peft names it."
     )
+    lora_weights: str | None = Field(
+        None,
+        description="Begin from a LoRA of this rank and these layers: a .safetensors or .sft file, "
+        "a folder, run:RUN_ID[/step-N] or workspace:PATH.",
+    )
     train_norm_layers: bool = Field(False, description="Train the norm_q/k/added weights as well.")
     lora_layers: str = Field(
         "all-linear", description="all-linear, or names of layers joined by commas."
@@ -265,7 +270,7 @@ class HparamsConfig(Section):
         None, ge=1, description="Optimizer steps, instead of epochs."
     )
     gradient_precision: Literal["accelerator", "fp32"] = Field(
-        "accelerator", description="fp32 casts gradients before the optimizer."
+        "accelerator", description="fp32: the LoRA and its gradients in fp32."
     )
     flow_match: FlowMatchConfig = FlowMatchConfig()
     ema: EmaConfig = EmaConfig()

@@ -144,15 +144,20 @@ def run_ranks(options: argparse.Namespace) -> int:
     return combined_exit_code(launcher_code, codes, options.processes)
 
 
-def main() -> None:
-    """Run a module in several ranks on this machine."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the launcher's own command line."""
     parser = argparse.ArgumentParser(prog="python -m hvkf.distributed", description=__doc__)
     parser.add_argument("--processes", type=int, required=True, help="Ranks on this machine.")
     parser.add_argument("--nodes", type=int, default=1, help="Machines.")
     parser.add_argument("--node-rank", type=int, default=0, help="Which of them this is.")
     parser.add_argument("--rendezvous", help="HOST:PORT of machine 0, with several machines.")
     parser.add_argument("arguments", nargs="+", help="Module and its arguments, after --.")
-    sys.exit(run_ranks(parser.parse_args()))
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run a module in several ranks on this machine."""
+    sys.exit(run_ranks(parse(sys.argv[1:])))
 
 
 if __name__ == "__main__":

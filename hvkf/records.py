@@ -200,16 +200,6 @@ def plan_path(stage: str, plan_digest: str) -> str:
     return f"plans/{stage}/{plan_digest}.json"
 
 
-class Planned(Record):
-    """What planning tells the process that asked for it; the plan itself is in the workspace."""
-
-    plan: str
-    workspace: str
-    num_parts: int
-    num_pending: int
-    committed: str | None
-
-
 class Summary(Record):
     """What a stage tells people and the next stage when it ends."""
 
@@ -220,3 +210,16 @@ class Summary(Record):
     counts: dict[str, int] = {}
     figures: dict[str, float] = {}
     links: dict[str, str] = {}
+
+
+class Planned(Record):
+    """What planning tells the process that asked for it; the plan itself is in the workspace.
+
+    `done` is set when the same work was committed before: there is nothing to run or commit.
+    """
+
+    plan: str
+    workspace: str
+    num_parts: int
+    num_pending: int
+    done: Summary | None

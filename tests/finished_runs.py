@@ -13,7 +13,8 @@ def write_checkpoint(store: Store, run_id: str, step: int, scale: float = 1.0) -
     """Put a whole checkpoint of the golden LoRA, its weights times `scale`; return its folder."""
     folder = f"runs/{run_id}/step-{step:08d}"
     weights = {
-        name: weight * scale for name, weight in read_lora(GOLDEN / "lora_r4_a8.sft").weights.items()
+        name: weight * scale
+        for name, weight in read_lora(GOLDEN / "lora_r4_a8.sft").weights.items()
     }
     with tempfile.TemporaryDirectory() as scratch:
         file = save_lora(weights, Path(scratch), alpha=8)

@@ -91,7 +91,7 @@ def test_a_lora_of_a_workspace_elsewhere_is_fetched_once_and_checked(
         ("run:begun", r"'begun' has not finished.*run:begun/step-00000002"),
         ("run:other/step-00000009", r"no whole checkpoint .*those of the run: step-00000004"),
         ("run:other/latest", r"'latest' names no checkpoint: write run:RUN_ID/step-00000500"),
-        ("run:../other", r"leaves the workspace"),
+        ("run:..", r"leaves the workspace"),
         ("workspace:loras", r"holds 0 LoRA files where one is expected"),
         ("workspace:../loras", r"leaves the workspace"),
         ("no/such/file.safetensors", r"no LoRA 'no/such/file.safetensors': give"),

@@ -131,7 +131,7 @@ def test_a_bad_value_is_named_with_its_row_and_the_fix(field: str, value: Any, f
 
 
 def test_all_faults_of_all_rows_are_said_at_once() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {**PAIR, "width": 65, "num_frames": 34},
         {**PAIR, "id": "b"},
         {**PAIR, "id": "b", "first_frame": "../a.png"},
@@ -145,15 +145,17 @@ def test_all_faults_of_all_rows_are_said_at_once() -> None:
 
 
 def test_of_very_many_faults_the_first_hundred_are_shown() -> None:
-    with pytest.raises(BadInput, match=r"250 faults in 250 rows.*row 100: .*and 150 more") as caught:
+    with pytest.raises(
+        BadInput, match=r"250 faults in 250 rows.*row 100: .*and 150 more"
+    ) as caught:
         parsed([{**PAIR, "id": str(number), "width": 1} for number in range(250)])
     assert "row 101" not in str(caught.value)
 
 
 def test_a_missing_column_and_a_misspelt_one_are_named() -> None:
-    rows = [{"id": "a", "first_frame": "a.png", "prompt": "", "Last_Frame": "b.png", "widht": 64}]
+    row = {"id": "a", "first_frame": "a.png", "prompt": "", "Last_Frame": "b.png", "widht": 64}
     with pytest.raises(BadInput) as caught:
-        parsed(rows)
+        parsed([row])
     assert "no column 'last_frame'" in str(caught.value)
     assert "'Last_Frame' must be written 'last_frame'" in str(caught.value)
     assert "'widht' must be written 'width'" in str(caught.value)
@@ -175,9 +177,7 @@ def test_a_missing_column_and_a_misspelt_one_are_named() -> None:
         (b"x", "pairs.xlsx", r"ends in '\.xlsx': use \.csv"),
     ],
 )
-def test_a_broken_file_is_refused_with_what_is_wrong(
-    data: bytes, name: str, sentence: str
-) -> None:
+def test_a_broken_file_is_refused_with_what_is_wrong(data: bytes, name: str, sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
         parse_manifest(data, name, DEFAULTS)
 
@@ -238,6 +238,10 @@ manifests = st.lists(
 
 @given(manifests)
 def test_what_is_written_is_read_in_every_text_format(rows: list[dict[str, Any]]) -> None:
-    for name, data in (("m.csv", as_csv(rows)), ("m.json", as_json(rows)), ("m.jsonl", as_jsonl(rows))):
+    for name, data in (
+        ("m.csv", as_csv(rows)),
+        ("m.json", as_json(rows)),
+        ("m.jsonl", as_jsonl(rows)),
+    ):
         found = parse_manifest(data, name, DEFAULTS)
-        assert [row.model_dump(include=rows[0].keys()) for row in found] == rows
+        assert [row.model_dump(include=set(rows[0])) for row in found] == rows

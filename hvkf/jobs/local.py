@@ -11,11 +11,11 @@ from typing import NamedTuple
 from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
 from hvkf.jobs.spec import JobSpec, fault_of, job_for
 from hvkf.ledger import ATTEMPT_VARIABLE, pending_parts
+from hvkf.processes import PARENT_VARIABLE
 from hvkf.progress import PROGRESS_VARIABLE, parse_line
 from hvkf.records import Plan
 from hvkf.storage import Store
 
-PARENT_VARIABLE = "HVKF_PARENT"
 ERROR_PREFIX = "error: "
 STOP_GRACE_S = 30.0
 

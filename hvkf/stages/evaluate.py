@@ -57,7 +57,7 @@ class PairRecord(Record):
     """The ledger's word on one rendering of a pair; put last, once.
 
     `made` is None where `failure` says why. What is rendered without a LoRA also has the `ceiling`:
-    the true clip behind the VAE, the best that any sampler can do.
+    the true clip behind the VAE alone, which no sampler can be expected to surpass by much.
     """
 
     format_version: int = FORMAT_VERSION
@@ -327,10 +327,11 @@ def _summary(metrics: Metrics, root: str, *, reused: bool) -> Summary:
             figures[f"{name}_{place}_ssim"] = mean.ssim
     lines = [f"{len(metrics.pairs)} pairs of held-out videos, {metrics.checkpoint}"]
     for place, title in (("first", "first frame"), ("last", "last frame"), ("clip", "whole clip")):
-        lora, base = (figures[f"{name}_{place}_psnr_db"] for name in ("lora", "base"))
-        ceiling = figures[f"ceiling_{place}_psnr_db"]
+        lora, base, alone = (
+            figures[f"{name}_{place}_psnr_db"] for name in ("lora", "base", "ceiling")
+        )
         lines.append(
-            f"{title}: {lora:.2f} dB with the LoRA, {base:.2f} without, {ceiling:.2f} at best"
+            f"{title}: {lora:.2f} dB with the LoRA, {base:.2f} without; the VAE alone: {alone:.2f}"
         )
     return Summary(
         stage=STAGE,

@@ -15,7 +15,7 @@ from hvkf.errors import BadInput
 from hvkf.storage import FolderStore, Store
 
 # Formats that Pillow reads by itself: others start programs, or are not pictures.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 MAX_PIXELS = 1 << 26
 NUM_READERS = 8
 BACKDROP = "white"

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from hvkf import ledger
@@ -130,7 +131,8 @@ class _RowRenderer:
             record = self._render(task, on_step)
         except (ImageFault, RenderFault) as fault:
             record = self._failure(task, row_failure(task.row, fault.code, str(fault)))
-        shown.advance(remaining)
+        if remaining:
+            shown.advance(remaining)
         try:
             self._store.put_new(record_path(task.identity), record.to_json())
         except AlreadyExists:
@@ -188,7 +190,9 @@ class _RowRenderer:
             raise _Changed(str(fault)) from fault
         if hashlib.sha256(data).hexdigest() != sha256:
             raise _Changed(f"{path} has other bytes now")
-        return torch.from_numpy(resize_to_cover(decode_image(data, path), row.width, row.height))
+        frame = resize_to_cover(decode_image(data, path), row.width, row.height)
+        # A copy: what Pillow enlarged is read-only, and torch warns of what may write to it.
+        return torch.from_numpy(np.array(frame))
 
     def _describe(self, task: RenderTask, first: Fidelity, last: Fidelity) -> VideoDescription:
         row, render = task.row, self._config.render

@@ -10,12 +10,14 @@ from typing import Any
 from hvkf.config import Config
 from hvkf.distributed import num_ranks
 from hvkf.errors import BadInput
+from hvkf.loras import NONE, Lora, resolve_lora
 from hvkf.model_source import model_identity
 from hvkf.records import Part, Plan, RunRecord, Summary, TrainResult, digest
 from hvkf.storage import Store
 from hvkf.training.items import find_sources, read_items
 from hvkf.training.runs import read_result, read_run, result_path, run_folder
 from hvkf.training.settings import (
+    Identities,
     check_same_work,
     default_run_id,
     global_batch_size,
@@ -36,8 +38,15 @@ def plan(config: Config, store: Store) -> Plan:
     items = read_items(store, sources, config.data)
     ranks = num_ranks(config.jobs.train.workers)
     num_steps(config, items, global_batch_size(config, ranks))
+    lora = resolve_lora(config.network.lora_weights or NONE, store)
     settings = work_settings(
-        config, model_identity(config.model, store, ["transformer"]), items.identity, ranks
+        config,
+        Identities(
+            transformer=model_identity(config.model, store, ["transformer"]),
+            latents=items.identity,
+            lora=lora.sha256,
+        ),
+        ranks,
     )
     run = RunRecord(
         run_id=config.experiment.run_id or default_run_id(config, settings),
@@ -53,7 +62,11 @@ def plan(config: Config, store: Store) -> Plan:
         stage=STAGE,
         digest=digest([run.run_id, run.digest]),
         config=config.model_dump(mode="json"),
-        inputs={"sources": sources, "run": run.model_dump(mode="json")},
+        inputs={
+            "sources": sources,
+            "run": run.model_dump(mode="json"),
+            "lora": lora.model_dump(mode="json"),
+        },
         parts=() if is_done else (Part(index=0, outputs=(path,), work={"run_id": run.run_id}),),
         committed=path if is_done else None,
         note=f"{len(items.train)} samples train, {len(items.holdout)} are held out",
@@ -62,10 +75,16 @@ def plan(config: Config, store: Store) -> Plan:
 
 def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
     """Train to the end, from the newest whole checkpoint; every rank calls this."""
-    from hvkf.training.loop import train  # torch: planning must not load it
+    from hvkf.training.loop import Work, train  # torch: planning must not load it
 
     if parts:
-        train(Config.model_validate(plan.config), store, run_of(plan), plan.inputs["sources"])
+        work = Work(
+            config=Config.model_validate(plan.config),
+            run=run_of(plan),
+            sources=plan.inputs["sources"],
+            lora=Lora.model_validate(plan.inputs["lora"]),
+        )
+        train(work, store)
 
 
 def run_of(plan: Plan) -> RunRecord:
@@ -87,6 +106,13 @@ def commit(plan: Plan, store: Store) -> Summary:
             f"The run {run_id!r} has no result yet: run `hvkf train run` with this plan to its end."
         )
     return _summary(result, reused=plan.committed is not None)
+
+
+def run_as_rank(config: Config, store: Store) -> Summary:
+    """Plan, train and commit in this process: one of those that torchrun or accelerate started."""
+    planned = plan(config, store)
+    run(planned, store, planned.parts)
+    return commit(planned, store)
 
 
 def _summary(result: TrainResult, *, reused: bool) -> Summary:

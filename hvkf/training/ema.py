@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
+from hvkf.training.state import fill
+
 
 class MovingAverage:
     """The average of named weights."""
@@ -52,11 +54,10 @@ class MovingAverage:
         for name, shadow in self.shadow.items():
             shadow.lerp_(self._live[name].detach().to(shadow.device, torch.float32), weight)
 
-    @torch.no_grad()
     def load(self, shadow: Mapping[str, torch.Tensor]) -> None:
         """Go on from a saved average."""
         for name, own in self.shadow.items():
-            own.copy_(shadow[name])
+            fill(own, shadow[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

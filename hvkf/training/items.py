@@ -104,7 +104,8 @@ def read_items(store: Store, sources: Mapping[str, Any], data: DataConfig) -> It
             f"There is nothing to train on: all {len(holdout)} samples are of held-out videos. "
             "Lower ingest.holdout_fraction or ingest.min_holdout, or add videos."
         )
-    return Items(train, holdout, digest(content))
+    columns = [column for _, column in _columns(data)] if sources["kind"] == "mds" else []
+    return Items(train, holdout, digest([*content, *columns]))
 
 
 def _segment_items(store: Store, sources: Mapping[str, Any]) -> Iterable[tuple[Item, str, str]]:
@@ -151,23 +152,27 @@ def read_index(folder: Store) -> dict[str, Any]:
     return index
 
 
-def _cache_items(
-    folders: Iterable[Mapping[str, str]], data: DataConfig
-) -> Iterable[tuple[Item, str, str]]:
-    wanted = (
+def _columns(data: DataConfig) -> list[tuple[str, str]]:
+    """List the settings that name columns, and what they name."""
+    return [
         ("data.latents_key", data.latents_key),
         ("data.latents_cond_key", data.latents_cond_key),
         ("data.prompt_embeds_key", data.prompt_embeds_key),
         ("data.prompt_attention_mask_key", data.prompt_attention_mask_key),
         ("data.pooled_prompt_embeds_key", data.pooled_prompt_embeds_key),
-    )
+    ]
+
+
+def _cache_items(
+    folders: Iterable[Mapping[str, str]], data: DataConfig
+) -> Iterable[tuple[Item, str, str]]:
     for number, entry in enumerate(folders):
         folder = open_folder(entry["url"])
         name = posixpath.basename(entry["url"].rstrip("/"))
         matched = BUCKET_NAME.match(name)
         position = 0
         for shard in read_index(folder)["shards"]:
-            for setting, column in wanted:
+            for setting, column in _columns(data):
                 if column not in shard["column_names"]:
                     raise BadInput(
                         f"The shards of {folder.url} have no column {column!r}, but "

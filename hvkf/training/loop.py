@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from hvkf.config import Config
 from hvkf.distributed import exit_code_recorded
-from hvkf.errors import BadInput, Stopped
+from hvkf.errors import BadInput, Stopped, TryAgain
+from hvkf.loras import Lora, local_lora_file
 from hvkf.progress import Progress, progress
 from hvkf.records import RunRecord, TrainResult, digest
 from hvkf.seeds import seed_for
@@ -41,12 +42,32 @@ from hvkf.training.runs import (
 )
 from hvkf.training.scratch import scratch_folder
 from hvkf.training.settings import global_batch_size, num_steps
+from hvkf.training.sharding import Sharding
 from hvkf.training.tracking import accelerated, begin_tracking, upload_logs
 from hvkf.training.trainer import Trainer
 from hvkf.training.validation import chosen_items, validation_loss
 
 LORA_NAME = "pytorch_lora_weights.safetensors"
 NUM_DIGITS = 16
+
+
+class Work(NamedTuple):
+    """What to train: settings, the run that they are for, latents, and the LoRA to begin from."""
+
+    config: Config
+    run: RunRecord
+    sources: Mapping[str, Any]
+    lora: Lora
+
+
+class Machine(NamedTuple):
+    """This process among the ranks: its devices, its peers, its signals, its scratch folder."""
+
+    accelerator: Accelerator
+    sharding: Sharding
+    gang: Gang
+    stop: StopSignal
+    logs: Path
 
 
 class Outcome(NamedTuple):
@@ -57,7 +78,7 @@ class Outcome(NamedTuple):
     is_stopped: bool
 
 
-def train(config: Config, store: Store, run: RunRecord, sources: Mapping[str, Any]) -> None:
+def train(work: Work, store: Store) -> None:
     """Train a run to its end; every rank calls this.
 
     Raises:
@@ -68,40 +89,32 @@ def train(config: Config, store: Store, run: RunRecord, sources: Mapping[str, An
         exit_code_recorded(),
         stop_on_sigterm() as stop,
         scratch_folder() as logs,
-        accelerated(config, logs) as accelerator,
+        accelerated(work.config, logs) as (accelerator, sharding),
     ):
         gang = Gang(accelerator.process_index, accelerator.num_processes)
-        gang.on_main(lambda: begin_run(store, run))
-        if gang.on_main(lambda: read_result(store, run.run_id)) is None:
-            Loop(config, store, run, sources, accelerator, gang, stop, logs).run()
+        _check_agreement(gang, work.run)
+        gang.on_main(lambda: begin_run(store, work.run))
+        if gang.on_main(lambda: read_result(store, work.run.run_id)) is None:
+            Loop(work, store, Machine(accelerator, sharding, gang, stop, logs)).run()
 
 
 class Loop:
     """One process's part in training a run."""
 
-    def __init__(
-        self,
-        config: Config,
-        store: Store,
-        run: RunRecord,
-        sources: Mapping[str, Any],
-        accelerator: Accelerator,
-        gang: Gang,
-        stop: StopSignal,
-        logs: Path,
-    ) -> None:
+    def __init__(self, work: Work, store: Store, machine: Machine) -> None:
+        config, run, sources, lora = work
         self._config = config
         self._store = store
         self._run = run
-        self._accelerator = accelerator
-        self._gang = gang
-        self._stop = stop
-        self._logs = logs
+        self._accelerator, sharding, self._gang, self._stop, self._logs = machine
         self._reader = LatentReader(store, sources)
         self._items = read_items(store, sources, config.data)
-        self._schedule, self._num_steps = make_schedule(config, run, self._items, gang)
+        self._schedule, self._num_steps = make_schedule(config, run, self._items, self._gang)
         self._validated = chosen_items(config, self._items.holdout)
-        self._trainer = Trainer(config, store, accelerator, self._num_steps)
+        lora_file = local_lora_file(lora, store)
+        self._trainer = Trainer(
+            config, store, self._accelerator, sharding, self._num_steps, lora_file
+        )
         self._rows: list[Row] = []
 
     def run(self) -> None:
@@ -174,7 +187,7 @@ class Loop:
         torch.manual_seed(seed_for(self._config.experiment.random_seed, "step", step, gang.rank))
         own_loss, faulty = 0.0, []
         for number, part in enumerate(micro):
-            with _synchronised(self._accelerator, self._trainer.model, number == len(micro) - 1):
+            with self._trainer.synchronised(number == len(micro) - 1):
                 losses = batch_losses(
                     self._trainer.model,
                     part.to(self._accelerator.device),
@@ -223,23 +236,16 @@ class Loop:
         return step % every == 0 or step == self._num_steps
 
     def _validate(self) -> float:
-        trainer = self._trainer
-
-        def compute() -> float:
+        with self._trainer.evaluated() as transformer:
             return validation_loss(
-                trainer.transformer,
+                transformer,
                 self._reader,
                 self._validated,
                 config=self._config,
                 gang=self._gang,
                 device=self._accelerator.device,
-                dtype=trainer.dtype,
+                dtype=self._trainer.dtype,
             )
-
-        if trainer.average is None:
-            return compute()
-        with trainer.average.in_place():
-            return compute()
 
     def _saves_at(self, step: int) -> bool:
         every = self._config.checkpointing.save_every_n_steps
@@ -289,9 +295,17 @@ class Loop:
         self._store.put(result_path(run_id), result.to_json())
 
 
-def _synchronised(accelerator: Accelerator, model: Any, is_last: bool) -> Any:
-    """Exchange gradients between ranks with the last of a step's micro-batches only."""
-    return torch.enable_grad() if is_last else accelerator.no_sync(model)
+def _check_agreement(gang: Gang, run: RunRecord) -> None:
+    """Refuse ranks that planned by themselves and found other settings or other data.
+
+    Raises:
+        TryAgain: the data set changed between two ranks' plans, or their settings differ.
+    """
+    if len(set(gang.gather_texts([f"{run.run_id} {run.digest}"]))) > 1:
+        raise TryAgain(
+            f"The ranks of run {run.run_id!r} planned different work: give all the same settings, "
+            "and start again when nothing changes the data set."
+        )
 
 
 def make_schedule(config: Config, run: RunRecord, items: Items, gang: Gang) -> tuple[Schedule, int]:

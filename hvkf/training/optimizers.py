@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from hvkf.errors import BadInput
 
@@ -93,6 +94,8 @@ def make_optimizer(
         ) from None
     chosen = list(parameters)
     options = parse_arguments(arguments)
+    if known == "came":
+        _check_came(options)
     if source.module == "optimi" and "triton" not in options and not _triton_works(chosen):
         options["triton"] = False
     try:
@@ -102,16 +105,35 @@ def make_optimizer(
     return optimizer
 
 
+def _check_came(options: dict[str, Any]) -> None:
+    """Refuse another optimizer's numbers, which came_pytorch takes and fails on in its first step.
+
+    Raises:
+        BadInput: saying what to write.
+    """
+    for name, length, example in (
+        ("betas", 3, "(0.9, 0.999, 0.9999)"),
+        ("eps", 2, "(1e-30, 1e-16)"),
+    ):
+        value = options.get(name)
+        if value is not None and not (isinstance(value, tuple) and len(value) == length):
+            raise BadInput(
+                f"hparams.optimizer_args: {name}={value!r} does not fit 'came', which has {length} "
+                f"of them: write {name}={example}, or leave it out."
+            )
+
+
 def _triton_works(parameters: Sequence[torch.nn.Parameter]) -> bool:
     """Whether optimi's kernels run here: they need a GPU, triton and, in slim images, a compiler.
 
     optimi takes them whenever triton can be imported, and fails in the first step otherwise.
     """
-    if not parameters or parameters[0].device.type != "cuda":
+    first = parameters[0]
+    if first.device.type != "cuda" or isinstance(first, DTensor):
         return False
     from optimi import StableAdamW
 
-    probe = torch.nn.Parameter(torch.ones(8, device=parameters[0].device))
+    probe = torch.nn.Parameter(torch.ones(8, device=first.device))
     probe.grad = torch.ones_like(probe)
     try:
         StableAdamW([probe], lr=1e-3).step()

@@ -5,9 +5,9 @@ often it is saved are not part of it: a run may go on with other ones.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from hvkf.config import Config
+from hvkf.config import Config, Section
 from hvkf.errors import BadInput
 from hvkf.records import RunRecord, digest
 from hvkf.training.batch_plan import num_epoch_steps
@@ -26,32 +26,47 @@ def global_batch_size(config: Config, num_ranks: int) -> int:
     return config.data.batch_size * num_ranks * accumulated
 
 
-def work_settings(config: Config, model: str, data: str, num_ranks: int) -> dict[str, Any]:
+class Identities(NamedTuple):
+    """What names, by content, the weights and samples that a run begins with."""
+
+    transformer: str
+    latents: str
+    lora: str | None
+
+
+def work_settings(config: Config, identities: Identities, num_ranks: int) -> dict[str, Any]:
     """Gather what a run's results depend on, by the names that the configuration uses.
 
     Args:
         config: The configuration.
-        model: Identity of the transformer's weights.
-        data: Identity of the samples.
+        identities: What its paths and names stand for.
         num_ranks: Ranks that share a step.
     """
-    hparams = config.hparams.model_dump(mode="json", exclude={*WHERE_IT_RUNS, "ema"})
-    hparams["ema"] = config.hparams.ema.model_dump(mode="json", include=EMA_WORK)
+    network = _set_values(config.network, exclude={"lora_weights"})
+    if identities.lora is not None:
+        network["lora_weights"] = identities.lora
+    hparams = _set_values(config.hparams, exclude={*WHERE_IT_RUNS, "ema"})
+    hparams["ema"] = _set_values(config.hparams.ema, include=EMA_WORK)
     loader = config.data.dataloader_kwargs
     return {
         "stage_version": STAGE_VERSION,
-        "transformer": model,
-        "latents": data,
+        "transformer": identities.transformer,
+        "latents": identities.latents,
         "experiment": {"random_seed": config.experiment.random_seed},
         "data": {
             "global_batch_size": global_batch_size(config, num_ranks),
             "dataloader_kwargs": {"drop_last": loader.drop_last},
             "streaming_kwargs": {"shuffle": config.data.streaming_kwargs.shuffle},
         },
-        "network": config.network.model_dump(mode="json"),
+        "network": network,
         "hparams": hparams,
-        "validation": config.validation.model_dump(mode="json"),
+        "validation": _set_values(config.validation),
     }
+
+
+def _set_values(section: Section, **choice: Any) -> dict[str, Any]:
+    """List a section's settings but those left out, so that a new optional one changes no run."""
+    return section.model_dump(mode="json", exclude_none=True, **choice)
 
 
 def default_run_id(config: Config, settings: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ def fill(target: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def _placed_like(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    moved = value.to(target.device)
+    moved = value.to(target.device, copy=True)
     if isinstance(target, DTensor):
         return distribute_tensor(moved, target.device_mesh, target.placements)
     return moved
@@ -40,15 +40,12 @@ def optimizer_state(
         tensor, as JSON.
     """
     tensors: Tensors = {}
-    values: dict[str, Any] = {"state": {}, "groups": [], "on_cpu": []}
+    values: dict[str, Any] = {"state": {}, "groups": []}
     for parameter, state in optimizer.state.items():
         name = names[parameter]
         for what, value in state.items():
             if isinstance(value, torch.Tensor):
-                key = f"{OPTIMIZER_PREFIX}.{what}.{name}"
-                tensors[key] = whole(value)
-                if value.device.type == "cpu":
-                    values["on_cpu"].append(key)
+                tensors[f"{OPTIMIZER_PREFIX}.{what}.{name}"] = whole(value)
             else:
                 values["state"].setdefault(name, {})[what] = value
     for number, group in enumerate(optimizer.param_groups):
@@ -59,7 +56,6 @@ def optimizer_state(
             elif what != "params":
                 plain[what] = value
         values["groups"].append(plain)
-    values["on_cpu"].sort()
     return tensors, values
 
 
@@ -74,9 +70,11 @@ def load_optimizer(
     Not by `load_state_dict`, which casts state to the parameter's type: what came_pytorch keeps in
     float32 for bfloat16 weights would change.
     """
-    on_cpu = set(values["on_cpu"])
     parameters = {name: parameter for parameter, name in names.items()}
     optimizer.state.clear()
+    for group, plain in zip(optimizer.param_groups, values["groups"], strict=True):
+        group.update(_tuples(plain))
+    on_device = _parameters_counting_on_device(optimizer)
     for key, value in tensors.items():
         kind, _, rest = key.partition(".")
         if kind == GROUP_PREFIX:
@@ -85,15 +83,24 @@ def load_optimizer(
             continue
         what, _, name = rest.partition(".")
         parameter = parameters[name]
-        is_shaped = value.shape == parameter.shape
-        moved = value.clone() if key in on_cpu else value.to(parameter.device, copy=True)
-        optimizer.state[parameter][what] = (
-            _placed_like(parameter, moved) if is_shaped and key not in on_cpu else moved
-        )
+        if what == "step" and parameter not in on_device:
+            optimizer.state[parameter][what] = value.clone()
+        elif value.shape == parameter.shape:
+            optimizer.state[parameter][what] = _placed_like(parameter, value)
+        else:
+            optimizer.state[parameter][what] = value.to(parameter.device, copy=True)
     for name, state in values["state"].items():
         optimizer.state[parameters[name]].update(_tuples(state))
-    for group, plain in zip(optimizer.param_groups, values["groups"], strict=True):
-        group.update(_tuples(plain))
+
+
+def _parameters_counting_on_device(optimizer: torch.optim.Optimizer) -> set[torch.Tensor]:
+    """Find the parameters whose count of steps lies on their device, as PyTorch's optimizers do."""
+    return {
+        parameter
+        for group in optimizer.param_groups
+        if group.get("capturable") or group.get("fused")
+        for parameter in group["params"]
+    }
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hvkf.errors import BadInput
 from hvkf.storage import Store
 from hvkf.training.gang import TIMEOUT
 from hvkf.training.runs import run_folder
+from hvkf.training.sharding import Sharding, take_sharding
 
 TENSORBOARD = "tensorboard"
 PACKAGES = {TENSORBOARD: "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -27,12 +28,15 @@ PROJECT = "hvkf"
 
 
 @contextmanager
-def accelerated(config: Config, logs: Path) -> Iterator[Accelerator]:
+def accelerated(config: Config, logs: Path) -> Iterator[tuple[Accelerator, Sharding]]:
     """Set accelerate up for this configuration, and leave nothing of it behind.
 
     Args:
         config: Precision, trackers, ranks' settings.
         logs: Folder on this machine for the trackers' files.
+
+    Yields:
+        The accelerator, and what the launcher wants to be sharded.
 
     Raises:
         BadInput: this machine lacks what the configuration asks for.
@@ -44,6 +48,7 @@ def accelerated(config: Config, logs: Path) -> Iterator[Accelerator]:
             "hparams.mixed_precision=fp16 needs a GPU: set it to bf16 or no on this machine."
         )
     ddp = config.ddp_kwargs
+    sharding = take_sharding()
     try:
         accelerator = Accelerator(
             mixed_precision=config.hparams.mixed_precision,
@@ -64,10 +69,9 @@ def accelerated(config: Config, logs: Path) -> Iterator[Accelerator]:
     # The loop weighs each sample itself; a launcher's environment must not divide once more.
     accelerator.gradient_accumulation_steps = 1
     try:
-        yield accelerator
+        yield accelerator, sharding if accelerator.num_processes > 1 else Sharding.NOTHING
         accelerator.end_training()
     finally:
-        accelerator.free_memory()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,5 +1,8 @@
 """What is trained: the transformer with its LoRA, the optimizer, and their average and state."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +12,15 @@ from diffusers.optimization import get_scheduler
 from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.model.loading import load_transformer
-from hvkf.model.lora import add_lora, lora_state_dict
+from hvkf.model.lora import add_lora, load_lora_state, lora_state_dict
+from hvkf.model.lora_file import read_lora
 from hvkf.model_source import model_folder_or_hub_id
 from hvkf.seeds import seed_for
 from hvkf.storage import Store
 from hvkf.training.checkpoints import Snapshot
 from hvkf.training.ema import MovingAverage
 from hvkf.training.optimizers import make_optimizer
+from hvkf.training.sharding import Sharding, reshard, shard
 from hvkf.training.state import (
     Tensors,
     fill,
@@ -42,14 +47,24 @@ class Trainer:
     """The trained weights and all state that changes with a step."""
 
     def __init__(
-        self, config: Config, store: Store, accelerator: Accelerator, num_steps: int
+        self,
+        config: Config,
+        store: Store,
+        accelerator: Accelerator,
+        sharding: Sharding,
+        num_steps: int,
+        lora_file: Path | None,
     ) -> None:
         hparams = config.hparams
         self._config = config
         self._accelerator = accelerator
+        self._sharding = sharding
         self.dtype = BASE_DTYPES[hparams.mixed_precision]
         self.transformer = _load(config, store, self.dtype, accelerator.device)
+        if lora_file is not None:
+            _begin_from(self.transformer, lora_file, config)
         self.transformer.train()
+        self.model = self._spread()
         self.weights: Tensors = lora_state_dict(self.transformer)
         self._names = {weight: name for name, weight in self.weights.items()}
         optimizer = make_optimizer(
@@ -60,7 +75,32 @@ class Trainer:
         )
         self.scheduler = _make_scheduler(config, optimizer, num_steps)
         self.average = self._make_average()
-        self.model, self.optimizer = accelerator.prepare(self.transformer, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
+
+    def _spread(self) -> Any:
+        """Prepare the transformer for this rank among the others, and for its precision."""
+        if self._sharding is Sharding.NOTHING:
+            return self._accelerator.prepare_model(self.transformer)
+        model = self._accelerator.prepare_model(self.transformer, evaluation_mode=True)
+        shard(self.transformer, self._sharding, self._accelerator.device)
+        return model
+
+    def synchronised(self, is_last: bool) -> AbstractContextManager[object]:
+        """Exchange gradients between ranks with the last of a step's micro-batches only."""
+        if self._sharding is Sharding.NOTHING:
+            return nullcontext() if is_last else self._accelerator.no_sync(self.model)
+        self.transformer.set_requires_gradient_sync(is_last)
+        return nullcontext()
+
+    @contextmanager
+    def evaluated(self) -> Iterator[Any]:
+        """Give the transformer as it will be rendered with: the average in place, no dropout."""
+        reshard(self.transformer)
+        self.transformer.eval()
+        with self.average.in_place() if self.average is not None else nullcontext():
+            yield self.transformer
+            reshard(self.transformer)
+        self.transformer.train()
 
     def _make_average(self) -> MovingAverage | None:
         ema = self._config.hparams.ema
@@ -78,13 +118,13 @@ class Trainer:
         self._accelerator.unscale_gradients(self.optimizer)
         weights = [weight for weight in self._names if weight.grad is not None]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
         limit = self._config.hparams.max_grad_norm
         if limit > 0 and self._config.hparams.grad_clip_method == "norm":
-            torch.nn.utils.clip_grads_with_norm_(weights, limit, norm.to(gradients[0].device))
+            torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
         elif limit > 0:
             torch.nn.utils.clip_grad_value_(weights, limit)
-        return norm
+        return whole(norm)
 
     def update(self, step: int) -> None:
         """Let the optimizer, the schedule and the average take step number `step`, from 1."""
@@ -161,6 +201,31 @@ def _load(config: Config, store: Store, dtype: torch.dtype, device: torch.device
     if config.hparams.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return transformer
+
+
+def _begin_from(transformer: Any, file: Path, config: Config) -> None:
+    """Put the weights of a LoRA file in the place of the new ones.
+
+    Raises:
+        BadInput: it has another alpha, rank or other layers.
+    """
+    contents = read_lora(file)
+    network = config.network
+    for setting, found, wanted in (
+        ("lora_rank", contents.rank, network.lora_rank),
+        ("lora_alpha", contents.alpha, network.lora_alpha),
+    ):
+        if found is not None and found != wanted:
+            raise BadInput(
+                f"{file} has another {setting.removeprefix('lora_')}, {found:g}, than "
+                f"network.{setting} {wanted:g}: set that to {found:g} to go on training it."
+            )
+    if contents.norms and not network.train_norm_layers:
+        raise BadInput(
+            f"{file} has trained norm weights: set network.train_norm_layers to true to go on "
+            "training it."
+        )
+    load_lora_state(transformer, contents.weights)
 
 
 def _make_scheduler(config: Config, optimizer: torch.optim.Optimizer, num_steps: int) -> Any:

@@ -40,7 +40,7 @@ def validation_loss(
     """Average the unweighted loss over the items and the noise levels.
 
     Args:
-        transformer: The transformer, not wrapped for several ranks.
+        transformer: The transformer in eval mode, not wrapped for several ranks.
         reader: Reads their latents.
         items: At least one.
         config: Says the noise levels and the seed.
@@ -48,15 +48,12 @@ def validation_loss(
         device: Where the transformer is.
         dtype: Type of its inputs.
     """
-    was_training = transformer.training
-    transformer.eval()
     # As many for every rank: sharded weights are gathered by all of them together.
     turns = -(-len(items) // gang.num_ranks)
     own = []
     for turn in range(turns):
         item = items[min(turn * gang.num_ranks + gang.rank, len(items) - 1)]
         own.append(_item_loss(transformer, reader, item, config, device, dtype))
-    transformer.train(was_training)
     of_ranks = gang.exchange(own)
     in_order = [
         of_ranks[number % gang.num_ranks][number // gang.num_ranks] for number in range(len(items))

@@ -129,7 +129,7 @@ def test_workers_are_stopped_when_the_caller_is_interrupted(store: FolderStore) 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """The real `hvkf` worker asks the kernel for it before it does anything else."""
     child = (
-        "import time, hvkf.cli; hvkf.cli.follow_parent(); print('ready', flush=True); "
+        "import time, hvkf.processes; hvkf.processes.follow_parent(); print('ready', flush=True); "
         "time.sleep(600)"
     )
     parent = (

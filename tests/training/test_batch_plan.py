@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 
 import pytest
@@ -107,9 +108,7 @@ def test_buckets_are_mixed_across_the_steps_of_an_epoch() -> None:
     batches = epoch_batches(
         items_of({"64x64x17": 40, "96x64x33": 40}), seed=1, epoch=0, global_batch_size=4
     )
-    changes = sum(
-        one.bucket != other.bucket for one, other in zip(batches, batches[1:], strict=False)
-    )
+    changes = sum(one.bucket != other.bucket for one, other in itertools.pairwise(batches))
     assert changes > 4
 
 

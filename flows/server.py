@@ -1,0 +1,90 @@
+"""A Prefect server of one run's own: it ends with the process that started it, however that ends.
+
+Prefect can start a temporary server by itself, but that one hears the terminal's Ctrl-C, so that
+the run cannot report its end to it, and it outlives a run that is killed.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hvkf.errors import HvkfError
+from hvkf.processes import PARENT_VARIABLE, follow_parent
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 10.0
+# No pages, and none of the services that watch over deployments: a run needs the API only.
+SERVER_SETTINGS = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}
+
+
+@contextmanager
+def temporary_server(home: Path) -> Iterator[str]:
+    """Run a server whose files lie in `home`, and yield its API's address.
+
+    Raises:
+        HvkfError: it did not start; its log is named.
+    """
+    port = _free_port()
+    address = f"http://127.0.0.1:{port}/api"
+    log_file = home / "server.log"
+    with log_file.open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "flows.server", str(port)],
+            env={**os.environ, **SERVER_SETTINGS, PARENT_VARIABLE: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_for(server, address, log_file)
+        yield address
+    finally:
+        server.terminate()
+        try:
+            server.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _wait_for(server: subprocess.Popen[bytes], address: str, log_file: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise HvkfError(f"Prefect's server did not start; its log is {log_file}.")
+
+
+def _serve(port: int) -> None:
+    """Serve until told to stop or until the parent process ends."""
+    follow_parent()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    uvicorn.run(create_app(), host="127.0.0.1", port=port, log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,180 @@
+"""Rendering a pair: it depends on its own arguments alone, and on nothing rendered before."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hvkf.config import ModelConfig
+from hvkf.errors import BadInput
+from hvkf.model import renderer as renderer_module
+from hvkf.model.conditioning import encode_condition
+from hvkf.model.loading import load_scheduler, load_text_encoders, load_transformer, load_vae
+from hvkf.model.lora import load_lora
+from hvkf.model.lora_file import read_lora, save_lora
+from hvkf.model.random import draw_normal, generator_for
+from hvkf.model.renderer import Renderer, RenderFault
+from hvkf.model.sampler import sample_latents
+from hvkf.model.text import encode_prompts
+from hvkf.model.vae import decode_latents
+from hvkf.storage import FolderStore
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TINY = GOLDEN / "tiny_hunyuan"
+LORA = GOLDEN / "lora_r4_a8.sft"
+MODEL = ModelConfig(pretrained_model_name_or_path=str(TINY), attention="sdpa")
+SHORT: dict[str, Any] = {"num_frames": 5, "steps": 2, "guidance": 6.0}
+
+
+def keyframe(seed: int, side: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (side, side, 3), generator=generator, dtype=torch.uint8)
+
+
+PAIR = {0: keyframe(0), -1: keyframe(1)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
+    return FolderStore(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def base(store: FolderStore) -> Renderer:
+    return Renderer(MODEL, store, "fp32")
+
+
+@pytest.fixture
+def fresh(store: FolderStore) -> Renderer:
+    return Renderer(MODEL, store, "fp32")
+
+
+def test_a_rendering_is_the_parts_of_the_model_put_together(base: Renderer) -> None:
+    vae = load_vae(TINY, dtype=torch.float32)
+    condition = encode_condition(vae, PAIR, 5, generator_for(3, "condition", None))
+    latents = sample_latents(
+        load_transformer(TINY, dtype=torch.float32),
+        load_scheduler(),
+        encode_prompts(load_text_encoders(TINY, dtype=torch.float32), ["A cat."]),
+        condition,
+        noise=draw_normal(condition.shape[1:], [generator_for(3, "noise", None)]),
+        steps=2,
+        guidance=6.0,
+    )
+    frames = base.render(PAIR, "A cat.", seed=3, **SHORT)
+    assert frames.shape == (5, 32, 32, 3)
+    assert torch.equal(frames, decode_latents(vae, latents))
+
+
+def test_a_rendering_depends_on_nothing_that_was_rendered_before(base: Renderer) -> None:
+    first = base.render(PAIR, "A cat.", seed=1, **SHORT)
+    torch.manual_seed(99)
+    base.render({0: keyframe(5, 48)}, "A dog.", num_frames=9, steps=1, guidance=1.0, seed=2)
+    assert torch.equal(base.render(PAIR, "A cat.", seed=1, **SHORT), first)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 2},
+        {"seed": 1, "item_key": "a"},
+        {"seed": 1, "guidance": 1.0},
+        {"seed": 1, "steps": 3},
+    ],
+)
+def test_each_setting_changes_the_video(base: Renderer, other: dict[str, Any]) -> None:
+    first = base.render(PAIR, "A cat.", seed=1, **SHORT)
+    assert not torch.equal(base.render(PAIR, "A cat.", **{**SHORT, **other}), first)
+
+
+def test_the_condition_is_sampled_from_the_seed(
+    base: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(*arguments: object, **options: object) -> torch.Tensor:
+        latents = encode_condition(*arguments, **options)  # type: ignore[arg-type]
+        seen.append(latents)
+        return latents
+
+    monkeypatch.setattr(renderer_module, "encode_condition", spy)
+    for seed in (1, 2, 1):
+        base.render(PAIR, "", num_frames=5, steps=1, guidance=6.0, seed=seed)
+    assert torch.equal(seen[0], seen[2])
+    assert float((seen[0] - seen[1]).abs().max()) > 0.1
+
+
+def test_a_lora_is_merged_and_changes_the_video(fresh: Renderer, base: Renderer) -> None:
+    loaded = fresh.fuse_lora(LORA, alpha=8)
+    assert (loaded.rank, loaded.alpha) == (4, 8)
+    without = base.render(PAIR, "A cat.", seed=1, **SHORT)
+    merged = fresh.render(PAIR, "A cat.", seed=1, **SHORT)
+    assert not torch.equal(merged, without)
+
+    beside = Renderer(MODEL, FolderStore(Path()), "fp32")
+    load_lora(beside._transformer, LORA, alpha=8)
+    difference = merged.int() - beside.render(PAIR, "A cat.", seed=1, **SHORT).int()
+    assert int(difference.abs().max()) <= 1
+
+
+def test_a_prompt_is_encoded_once(base: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions: list[str] = []
+
+    def spy(encoders: object, prompts: list[str]) -> object:
+        captions.extend(prompts)
+        return encode_prompts(encoders, prompts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(renderer_module, "encode_prompts", spy)
+    for prompt in ("One.", "Two.", "One."):
+        base.render(PAIR, prompt, num_frames=5, steps=1, guidance=6.0, seed=0)
+    assert captions == ["One.", "Two."]
+
+
+def test_each_step_is_told_and_can_end_the_rendering(base: Renderer) -> None:
+    told: list[int] = []
+
+    def stop_at_second(step: int) -> None:
+        told.append(step)
+        if step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        base.render(PAIR, "", num_frames=5, steps=4, guidance=6.0, seed=0, on_step=stop_at_second)
+    assert told == [0, 1]
+
+
+def test_a_length_that_is_not_4k_plus_1_is_refused_not_shortened(base: Renderer) -> None:
+    with pytest.raises(BadInput, match="33 or 37"):
+        base.render(PAIR, "", num_frames=35, steps=1, guidance=6.0, seed=0)
+
+
+def test_a_lora_that_diverged_is_a_fault_of_the_row(fresh: Renderer, tmp_path: Path) -> None:
+    weights = {name: weight * float("nan") for name, weight in read_lora(LORA).weights.items()}
+    fresh.fuse_lora(save_lora(weights, tmp_path / "lora.safetensors", alpha=8))
+    with pytest.raises(RenderFault, match="NaN or infinity") as caught:
+        fresh.render(PAIR, "", seed=0, **SHORT)
+    assert caught.value.code == "not-finite"
+    assert pickle.loads(pickle.dumps(caught.value)).code == "not-finite"
+
+
+def test_a_lora_of_another_model_is_refused(fresh: Renderer, tmp_path: Path) -> None:
+    weights = load_file(LORA)
+    wider = {name: torch.zeros(tuple(2 * n for n in w.shape)) for name, w in weights.items()}
+    short = {name.removeprefix("transformer."): weight for name, weight in wider.items()}
+    with pytest.raises(BadInput, match="does not fit"):
+        fresh.fuse_lora(save_lora(short, tmp_path / "lora.safetensors", alpha=8))
+
+
+def test_a_reconstruction_is_the_clip_behind_the_vae(base: Renderer) -> None:
+    clip = torch.stack([keyframe(index) for index in range(5)])
+    found = base.reconstruct(clip)
+    assert found.shape == clip.shape
+    assert torch.equal(base.reconstruct(clip), found)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(store: FolderStore) -> None:
+    with pytest.raises(BadInput, match="no checkpoint folder"):
+        Renderer(ModelConfig(pretrained_model_name_or_path="./nowhere"), store, "fp32")

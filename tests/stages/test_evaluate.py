@@ -1,0 +1,371 @@
+"""Evaluating a run on held-out pairs: which pairs, which figures, and what survives a kill."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hvkf import catalog, ledger
+from hvkf.captions import clean_caption
+from hvkf.config import Config
+from hvkf.errors import BadInput
+from hvkf.model.image_quality import likeness
+from hvkf.model.renderer import Renderer
+from hvkf.records import Plan
+from hvkf.shards import Segment
+from hvkf.stages import cache, evaluate, evaluate_pairs, ingest
+from hvkf.stages.evaluate import Metrics, PairRecord, PairTask, choose_pairs
+from hvkf.storage import FolderStore
+from hvkf.video import decode_frames, probe
+from tests.finished_runs import write_run
+from tests.stages.killed_store import Killed, KilledStore, tree
+from tests.workspaces import small_config, write_dataset
+
+NUM_PAIRS = 2
+
+
+def evaluated(config: Config, store: FolderStore, order: Sequence[int] | None = None) -> Any:
+    """Plan, run the parts in the given order, commit."""
+    plan = evaluate.plan(config, store)
+    parts = plan.parts if order is None else [plan.parts[index] for index in order]
+    for part in parts:
+        evaluate.run(plan, store, [part])
+    return evaluate.commit(plan, store)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set, its scenes, and a run that looks finished."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_dataset(folder / "data", 4)
+    config = config_in(folder)
+    store = FolderStore(folder / "workspace")
+    for stage in (ingest, cache):
+        plan = stage.plan(config, store)
+        stage.run(plan, store, plan.parts)
+        stage.commit(plan, store)
+    write_run(store, "test")
+    return folder
+
+
+def config_in(folder: Path, **evaluation: object) -> Config:
+    return small_config(
+        folder,
+        folder / "data" / "metadata.csv",
+        ingest={"min_holdout": 2},
+        evaluate={"num_pairs": NUM_PAIRS, **evaluation},
+    )
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """A copy that the test may change."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def store(folder: Path) -> FolderStore:
+    return FolderStore(folder / "workspace")
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with an evaluation; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    evaluated(config_in(folder), FolderStore(folder / "workspace"))
+    return folder
+
+
+def read_metrics(workspace: Path) -> Metrics:
+    (file,) = (workspace / "evals" / "test").rglob("metrics.json")
+    return Metrics.from_json(file.read_bytes())
+
+
+def pair(key: str, bucket: str = "32x32x5", source: str = "s") -> PairTask:
+    return PairTask(key=key, bucket=bucket, source_sha256=source, segment="x", position=0)
+
+
+@given(
+    st.lists(
+        st.builds(
+            pair,
+            st.uuids().map(str),
+            st.sampled_from(["32x32x5", "48x32x5", "32x32x9"]),
+            st.sampled_from("abc"),
+        ),
+        max_size=30,
+        unique_by=lambda entry: entry.key,
+    ),
+    st.integers(1, 12),
+    st.randoms(use_true_random=False),
+)
+def test_the_choice_of_pairs_spreads_over_buckets_and_videos_in_any_order(
+    pairs: list[PairTask], num_pairs: int, random: Any
+) -> None:
+    chosen = choose_pairs(pairs, num_pairs)
+    shuffled = list(pairs)
+    random.shuffle(shuffled)
+    assert choose_pairs(shuffled, num_pairs) == chosen
+    assert choose_pairs(pairs, num_pairs + 1)[: len(chosen)] == chosen
+    assert len({entry.key for entry in chosen}) == min(num_pairs, len(pairs))
+
+    taken = Counter(entry.bucket for entry in chosen)
+    for bucket, there in Counter(entry.bucket for entry in pairs).items():
+        # A bucket falls behind another by more than one only when it has no more pairs.
+        assert taken[bucket] == there or taken[bucket] >= max(taken.values()) - 1
+        of_bucket = Counter(entry.source_sha256 for entry in chosen if entry.bucket == bucket)
+        for source, had in Counter(e.source_sha256 for e in pairs if e.bucket == bucket).items():
+            assert (
+                of_bucket[source] == had
+                or of_bucket[source] >= max(of_bucket.values(), default=0) - 1
+            )
+
+
+def test_only_samples_of_held_out_videos_are_rendered(finished: Path) -> None:
+    store = FolderStore(finished / "workspace")
+    metrics = read_metrics(finished / "workspace")
+    clips = catalog.read_clips(store, catalog.newest_catalog(store, "default").catalog)
+    held_out = {clip.source for clip in clips if clip.split == "holdout"}
+    assert len(metrics.pairs) == NUM_PAIRS
+    assert {entry.source for entry in metrics.pairs} <= held_out
+    assert {entry.bucket for entry in metrics.pairs} == {"32x32x5", "32x48x9"}
+
+
+def truth_of(workspace: Path, config: Config, key: str) -> tuple[Any, torch.Tensor]:
+    """Read the sample of a pair from its shard."""
+    store = FolderStore(workspace)
+    root = cache.scenes_root(config)
+    commit = ledger.latest_dataset(store, root, "default")
+    assert commit is not None
+    for segment in commit.segments:
+        record = ledger.read_segment(store, root, segment)
+        for position, item in enumerate(record.items):
+            if item.key == key:
+                scene = Segment(store, record, workspace / "shards")[position]
+                return scene, torch.from_numpy(np.array(scene["video"]))
+    raise AssertionError(f"no scene {key}")
+
+
+def test_the_figures_are_those_of_the_rendered_frames(finished: Path) -> None:
+    config = config_in(finished)
+    workspace = finished / "workspace"
+    renderer = Renderer(config.model, FolderStore(workspace), "fp32")
+    pairs = read_metrics(workspace).pairs
+
+    def render(key: str) -> tuple[torch.Tensor, torch.Tensor]:
+        scene, truth = truth_of(workspace, config, key)
+        frames = renderer.render(
+            {0: truth[0], -1: truth[-1]},
+            clean_caption(scene["caption"]),
+            num_frames=len(truth),
+            steps=2,
+            guidance=6.0,
+            seed=0,
+            item_key=key,
+        )
+        return frames, truth
+
+    for entry in pairs:
+        frames, truth = render(entry.key)
+        assert entry.base.clip.psnr_db == pytest.approx(likeness(frames, truth).psnr_db, abs=1e-3)
+        best = likeness(renderer.reconstruct(truth)[-1], truth[-1])
+        assert entry.ceiling.last.psnr_db == pytest.approx(best.psnr_db, abs=1e-3)
+    renderer.fuse_lora(workspace / "runs/test/step-00000004/pytorch_lora_weights.safetensors")
+    for entry in pairs:
+        frames, truth = render(entry.key)
+        first = likeness(frames[0], truth[0])
+        assert entry.lora.first.psnr_db == pytest.approx(first.psnr_db, abs=1e-3)
+        assert entry.lora.first.ssim == pytest.approx(first.ssim, abs=1e-5)
+        assert entry.lora.clip.mse != entry.base.clip.mse
+
+
+def test_means_are_over_pairs_and_pooled_over_errors(finished: Path) -> None:
+    metrics = read_metrics(finished / "workspace")
+    errors = [entry.lora.last.mse for entry in metrics.pairs]
+    decibels = [entry.lora.last.psnr_db for entry in metrics.pairs]
+    assert metrics.lora.last.psnr_db == pytest.approx(np.mean(decibels), abs=1e-4)
+    assert metrics.lora.last.pooled_psnr_db == pytest.approx(
+        -10 * np.log10(np.mean(errors)), abs=1e-3
+    )
+
+
+def test_pictures_and_videos_are_the_truth_and_the_renderings(finished: Path) -> None:
+    workspace, config = finished / "workspace", config_in(finished)
+    for entry in read_metrics(workspace).pairs:
+        scene, truth = truth_of(workspace, config, entry.key)
+        first = np.asarray(Image.open(workspace / entry.files["first"]))
+        last = np.asarray(Image.open(workspace / entry.files["last"]))
+        assert np.array_equal(first, truth[0].numpy())
+        assert np.array_equal(last, truth[-1].numpy())
+        for name in ("lora", "base", "truth"):
+            found = probe(workspace / entry.files[name])
+            assert (found.width, found.height) == (truth.shape[2], truth.shape[1])
+            assert found.num_frames == len(truth)
+            assert float(found.fps) == pytest.approx(scene["fps"])
+        played = torch.from_numpy(
+            np.stack([f for _, f in decode_frames(workspace / entry.files["truth"], range(5))])
+        )
+        assert likeness(played, truth[:5]).psnr_db > 25
+
+
+def test_the_report_holds_all_it_shows_itself(finished: Path) -> None:
+    (file,) = (finished / "workspace").rglob("report.html")
+    page = file.read_text(encoding="utf-8")
+    assert page.count("data:video/mp4;base64,") == 3 * NUM_PAIRS
+    assert page.count("data:image/png;base64,") == 2 * NUM_PAIRS
+    assert not re.findall(r"""(?:src|href|poster)=["'](?!data:)""", page)
+    assert "http" not in page
+    metrics = read_metrics(finished / "workspace")
+    assert f"{metrics.lora.first.psnr_db:.2f} dB" in page
+    for entry in metrics.pairs:
+        assert entry.source in page
+
+
+def test_an_evaluation_that_is_done_is_not_done_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_pairs, "Renderer", None)
+    store, config = FolderStore(finished / "workspace"), config_in(finished)
+    before = tree(finished, "workspace")
+    plan = evaluate.plan(config, store)
+    assert plan.parts == ()
+    assert plan.committed is not None
+    summary = evaluate.commit(plan, store)
+    assert summary.reused
+    assert summary.counts == {"pairs": NUM_PAIRS, "failed": 0}
+    assert tree(finished, "workspace") == before
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_any_write_it_ends_with_the_same_bytes(
+    folder: Path, finished: Path, after: bool
+) -> None:
+    config = config_in(folder)
+    expected = tree(finished / "workspace", "evals")
+    num_kills = 0
+    for at in (0, 4, 5, 9, 11, 14, 15):
+        shutil.rmtree(folder / "workspace" / "evals", ignore_errors=True)
+        try:
+            evaluated(config, KilledStore(folder / "workspace", at, after=after))
+        except Killed:
+            num_kills += 1
+            evaluated(config, FolderStore(folder / "workspace"))
+        assert tree(folder / "workspace", "evals") == expected
+    assert num_kills == 7
+
+
+def test_parts_in_any_order_give_the_same_bytes(folder: Path, finished: Path) -> None:
+    config = config_in(folder, pairs_per_part=1)
+    evaluated(config, FolderStore(folder / "workspace"), order=[1, 0])
+    assert tree(folder / "workspace", "evals") == tree(finished / "workspace", "evals")
+
+
+def test_another_lora_reuses_what_was_rendered_without(
+    folder: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(config_in(folder), store)
+    base = tree(store.root, "evals/_base")
+    write_run(store, "later", scale=0.5)
+    config = config_in(folder)
+    later = config.model_copy(
+        update={"experiment": config.experiment.model_copy(update={"run_id": "later"})}
+    )
+    rendered: list[str] = []
+
+    def count(worker: Any, pair: PairTask) -> PairRecord:
+        rendered.append(pair.key)
+        return render_lora(worker, pair)
+
+    render_lora = evaluate_pairs._PairRenderer.render_lora
+    monkeypatch.setattr(evaluate_pairs._PairRenderer, "render_lora", count)
+    monkeypatch.setattr(evaluate_pairs._PairRenderer, "render_base", None)
+    summary = evaluated(later, store)
+    assert len(rendered) == NUM_PAIRS
+    assert tree(store.root, "evals/_base") == base
+    assert summary.result.startswith("evals/later/step-00000004/")
+
+
+def test_a_lora_that_diverged_fails_its_pairs_with_a_reason(
+    folder: Path, store: FolderStore
+) -> None:
+    write_run(store, "test", scale=float("nan"))
+    with pytest.raises(BadInput, match=r"2 of 2 failed.*evaluate\.max_failed_fraction.*not-finite"):
+        evaluated(config_in(folder), store)
+    assert not list(store.root.rglob("metrics.json"))
+    with pytest.raises(BadInput, match="Not one of 2 pairs was rendered"):
+        evaluated(config_in(folder, max_failed_fraction=1.0), store)
+
+
+def test_without_held_out_videos_the_settings_are_named(folder: Path, store: FolderStore) -> None:
+    config = small_config(
+        folder, folder / "data" / "metadata.csv", ingest={"dataset": "all", "min_holdout": 0}
+    )
+    for stage in (ingest, cache):
+        plan = stage.plan(config, store)
+        stage.run(plan, store, plan.parts)
+        stage.commit(plan, store)
+    with pytest.raises(BadInput, match=r"Nothing .*'all' is held out.*ingest\.min_holdout"):
+        evaluate.plan(config, store)
+
+
+def test_a_run_that_is_not_there_is_named(folder: Path, store: FolderStore) -> None:
+    shutil.rmtree(store.root / "runs")
+    with pytest.raises(BadInput, match=r"no run 'test' .*hvkf train"):
+        evaluate.plan(config_in(folder), store)
+
+
+def test_scenes_that_are_not_there_are_asked_for(folder: Path, store: FolderStore) -> None:
+    shutil.rmtree(store.root / "scenes")
+    with pytest.raises(BadInput, match="hvkf cache"):
+        evaluate.plan(config_in(folder), store)
+
+
+def test_planning_and_committing_load_no_torch(finished: Path, folder: Path) -> None:
+    (folder / "workspace" / "evals").mkdir(exist_ok=True)
+    shutil.copytree(
+        finished / "workspace" / "evals", folder / "workspace" / "evals", dirs_exist_ok=True
+    )
+    (metrics,) = (folder / "workspace").rglob("metrics.json")
+    expected = metrics.read_bytes()
+    metrics.unlink()
+    program = (
+        "import json, sys\n"
+        "from hvkf.config import Config\n"
+        "from hvkf.stages import evaluate\n"
+        "from hvkf.storage import open_store\n"
+        "config = Config.model_validate_json(sys.stdin.read())\n"
+        "store = open_store(config.workspace)\n"
+        "plan = evaluate.plan(config, store)\n"
+        "evaluate.commit(plan, store)\n"
+        "loaded = [name for name in ('torch', 'streaming', 'prefect') if name in sys.modules]\n"
+        "print(json.dumps([len(plan.parts), loaded]))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        input=config_in(folder).model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(ended.stdout) == [1, []]
+    assert metrics.read_bytes() == expected
+
+
+def test_a_plan_survives_being_stored(folder: Path, store: FolderStore) -> None:
+    plan = evaluate.plan(config_in(folder), store)
+    assert Plan.from_json(plan.to_json()) == plan
+    assert evaluate.plan(config_in(folder), store) == plan
