@@ -13,8 +13,8 @@ HEAD = """# Settings
 
 Settings come from a YAML file (`--config FILE`) and from overrides on the command line
 (`--section.key=value`), which win. Unknown keys are refused with the nearest valid one.
-The sections `experiment`, `model`, `data`, `network`, `hparams`, `checkpointing` and `ddp_kwargs` have the
-keys of the reference's `config_defaults.yaml`.
+The sections `experiment`, `model`, `data`, `network`, `hparams`, `checkpointing` and `ddp_kwargs`
+have the keys of the reference's `config_defaults.yaml`.
 
 This page is written by `make docs` from the descriptions in `hvkf/config.py`.
 """

@@ -252,7 +252,8 @@ class HparamsConfig(Section):
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
     optimizer_type: str = Field(
         "optimi-stableadamw",
-        description="adam, adamw, optimi-adamw, optimi-stableadamw, bnb-adamw8bit, bnb-lion8bit or came.",
+        description="One of adam, adamw, optimi-adamw, optimi-stableadamw, bnb-adamw8bit, "
+        "bnb-lion8bit, came.",
     )
     optimizer_args: tuple[str, ...] = Field(
         ("weight_decay=1e-2", "eps=1e-8", "betas=(0.9, 0.95)"),

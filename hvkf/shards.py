@@ -253,4 +253,3 @@ class MdsFolder:
                     f"The shard {self._folder.url}/{stored['basename']} has another {algorithm} "
                     "hash than its index says: copy it again from where it was made."
                 )
-

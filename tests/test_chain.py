@@ -1,4 +1,4 @@
-"""The chain as a whole: the same items by any number of workers, growth by segments, nothing twice."""
+"""The chain: the same items by any number of workers, growth by segments, nothing twice."""
 
 import shutil
 import subprocess
@@ -57,9 +57,7 @@ def test_one_worker_and_three_make_the_same_bytes(tmp_path: Path, metadata: Path
         config = small_config(tmp_path / str(workers), metadata, jobs=dict(jobs))
         run_stages(config)
         commits = [newest(config, kind) for kind in ("scenes", "latents")]
-        segments = [
-            [(record.prefix, record.files) for record in records] for _, records in commits
-        ]
+        segments = [[(record.prefix, record.files) for record in records] for _, records in commits]
         found.append((items(config, "scenes"), items(config, "latents"), segments))
         store = FolderStore(Path(config.workspace))
         assert verify_workspace(store)[1] == []
@@ -99,7 +97,9 @@ def test_a_new_video_adds_one_and_a_removed_one_is_masked(tmp_path: Path, metada
     write_table(metadata.parent, rows)
     run_stages(config)
     for kind in ("scenes", "latents"):
-        assert items(config, kind) == before[kind][1], "what came back is taken from the old segments"
+        assert items(config, kind) == before[kind][1], (
+            "what came back is taken from the old segments"
+        )
 
 
 def test_a_video_that_breaks_after_ingest_is_recorded_and_the_rest_goes_on(

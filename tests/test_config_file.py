@@ -39,7 +39,10 @@ def test_a_list_may_be_written_with_commas() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("--cache.headframe=1", "there is no setting cache.headframe: did you mean cache.head_frame"),
+        (
+            "--cache.headframe=1",
+            "there is no setting cache.headframe: did you mean cache.head_frame",
+        ),
         ("--lora_rank=4", "did you mean network.lora_rank"),
         ("--network.lora_rank=none", "network.lora_rank is 'none'"),
         ("--hparams.flow_match.timestep_sampling=sigma", "write logit_normal"),

@@ -35,7 +35,14 @@ LEVELS = [
         "hvkf.shapes",
         "hvkf.distributed",
     },
-    {"hvkf.records", "hvkf.config", "hvkf.config_file", "hvkf.errors", "hvkf.progress", "hvkf.processes"},
+    {
+        "hvkf.records",
+        "hvkf.config",
+        "hvkf.config_file",
+        "hvkf.errors",
+        "hvkf.progress",
+        "hvkf.processes",
+    },
 ]
 ONLY_IN = {
     "prefect": ("flows/",),

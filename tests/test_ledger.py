@@ -52,7 +52,9 @@ def test_a_put_whose_answer_was_lost_succeeds_when_repeated(store: FolderStore) 
     ledger.put_segment(store, ROOT, segment("one"))
     assert ledger.put_segment(store, ROOT, segment("one")).attempt == "one"
     folder = ledger.dataset_folder(ROOT, "d")
-    assert ledger.put_commit(store, folder, commit(1)) == ledger.put_commit(store, folder, commit(1))
+    assert ledger.put_commit(store, folder, commit(1)) == ledger.put_commit(
+        store, folder, commit(1)
+    )
 
 
 def test_two_commits_cannot_take_the_same_number(store: FolderStore) -> None:

@@ -60,7 +60,9 @@ def test_two_attempts_make_the_same_bytes_under_the_same_names(
 def test_nothing_is_visible_before_the_commit(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "w")
     writer = SegmentWriter(SEGMENT, "64x64x17", COLUMNS, "none")
-    writer.add("a", "s", {"item_key": "a", "caption": "c", "video": np.zeros((1, 1, 1, 3), np.uint8)})
+    writer.add(
+        "a", "s", {"item_key": "a", "caption": "c", "video": np.zeros((1, 1, 1, 3), np.uint8)}
+    )
     assert list(store.list("scenes")) == []
     writer.close()
 

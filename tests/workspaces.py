@@ -13,7 +13,9 @@ GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny_hunyuan"
 
 
-def write_clip(file: Path, seed: int, num_frames: int = 20, size: tuple[int, int] = (64, 64)) -> None:
+def write_clip(
+    file: Path, seed: int, num_frames: int = 20, size: tuple[int, int] = (64, 64)
+) -> None:
     """Write a video of a bright square that crosses a coloured gradient."""
     width, height = size
     generator = np.random.default_rng(seed)
