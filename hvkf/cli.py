@@ -1,6 +1,7 @@
 """The command line: each stage alone, the whole chain, and what this machine lacks."""
 
 import importlib
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import yaml
 from hvkf import ledger
 from hvkf.config import Config
 from hvkf.config_file import check_config, known_keys, load_config
+from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
 from hvkf.jobs.local import ERROR_PREFIX, Listener, run_plan
 from hvkf.processes import follow_parent
@@ -139,7 +141,9 @@ def _stage_command(stage: str) -> None:
         if step in (Step.ALL, Step.PLAN):
             settings = read_config(context, config, workspace)
             store = open_store(settings.workspace)
-            if step == Step.PLAN:
+            if stage == "train" and is_launched():
+                _train_as_rank(settings, store)
+            elif step == Step.PLAN:
                 print(_planned(stage, settings, store))
             else:
                 print(run_stage(stage, settings, store).text)
@@ -175,12 +179,23 @@ def _planned(stage: str, config: Config, store: Store) -> str:
 
 def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None) -> None:
     follow_parent()
+    # What a worker logs reaches whoever started it; other libraries speak only of trouble.
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("hvkf").setLevel(logging.INFO)
     if stage == "train":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # its own handler saves a checkpoint first
     chosen = range(len(plan.parts)) if parts is None else [int(part) for part in parts.split(",")]
     if unknown := [index for index in chosen if not 0 <= index < len(plan.parts)]:
         raise BadInput(f"The plan has parts 0 to {len(plan.parts) - 1}, not {unknown}.")
-    stage_module(stage).run(plan, store, [plan.parts[index] for index in chosen])
+    with exit_code_recorded():
+        stage_module(stage).run(plan, store, [plan.parts[index] for index in chosen])
+
+
+def _train_as_rank(config: Config, store: Store) -> None:
+    """Train in this process, one of several that torchrun or `accelerate launch` started."""
+    summary = stage_module("train").run_as_rank(config, store)
+    if rank() == 0:
+        print(summary.text)
 
 
 def _stop(signum: int, frame: object) -> None:
@@ -244,6 +259,29 @@ def gc(
     print(
         f"{len(garbage)} objects, {total_mb:.1f} MB {'removed' if delete else 'can go: --delete'}"
     )
+
+
+@app.command(name="import-cache", epilog=EPILOG)
+def import_cache(
+    context: typer.Context,
+    folders: Annotated[
+        list[str], typer.Argument(help="Folders that its tools wrote, or a folder of such.")
+    ],
+    dataset: Annotated[str, typer.Option(help="Data set to make, or to add to.")],
+    config: ConfigOption = None,
+    workspace: WorkspaceOption = None,
+    same_within: Annotated[
+        float,
+        typer.Option(min=0, help="Records of equal text whose latents differ less are repeats."),
+    ] = 0.1,
+) -> None:
+    """Turns the reference's MDS caches (of latents or of videos) into a data set."""
+    context.obj = [*(context.obj or ()), f"--ingest.dataset={dataset}"]
+    settings = read_config(context, config, workspace)
+    from hvkf.stages.import_cache import import_caches  # torch and `streaming`
+
+    store = open_store(settings.workspace)
+    print(import_caches(settings, store, folders, same_within).text)
 
 
 @app.command()

@@ -1,7 +1,9 @@
 """The command line as a user meets it: real processes, exit codes, one sentence for each fault."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,35 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
         *overrides(tmp_path, bucket, "--model.pretrained_model_name_or_path=./no-such-checkpoint"),
     )
     assert "./no-such-checkpoint" in said
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A device of 300 kB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("this process may not mount a small device")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_that_counts(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    write_dataset(tmp_path / "data", 2, num_frames=40)
+    settings = overrides(
+        tmp_path,
+        f"--workspace={small_disk / 'w'}",
+        "--cache.bucket_reso=64x64x33",
+        "--cache.compression=none",
+    )
+    assert hvkf("ingest", *settings).returncode == 0
+    said = refused("cache", *settings)
+    assert "No space left on the device of" in said
+    assert "`hvkf gc`" in said
+    assert not list((small_disk / "w").rglob("scenes/*/ledger/*"))
 
 
 def test_a_plan_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from hvkf.distributed import launch_command
 from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
 from hvkf.jobs.spec import JobSpec, fault_of, job_for
 from hvkf.ledger import ATTEMPT_VARIABLE, pending_parts
@@ -61,8 +62,11 @@ def run_plan(plan: Plan, store: Store, listener: Listener) -> None:
 def worker_command(job: JobSpec, parts: Sequence[int]) -> list[str]:
     """Write the command that a worker process runs; the same wherever it runs."""
     listed = ",".join(map(str, parts))
-    arguments = [job.stage, "run", "--workspace", job.workspace, "--plan", job.plan]
-    return [sys.executable, "-m", "hvkf.cli", *arguments, "--parts", listed]
+    plan = ["--workspace", job.workspace, "--plan", job.plan, "--parts", listed]
+    arguments = ["hvkf.cli", job.stage, "run", *plan]
+    if job.is_gang and job.jobs.workers > 1:
+        return launch_command(arguments, num_processes=job.jobs.workers)
+    return [sys.executable, "-m", *arguments]
 
 
 def share_out(parts: Sequence[int], num_workers: int) -> list[tuple[int, ...]]:
@@ -85,9 +89,8 @@ def worker_environment(job: JobSpec, num_workers: int) -> dict[str, str]:
 
 def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
     """Start the job's workers, relay what they say, and return the worst fault."""
-    num_workers = 1 if job.stage == "train" else job.jobs.workers
-    shares = share_out(job.parts, num_workers)
-    environment = worker_environment(job, len(shares))
+    shares = share_out(job.parts, 1 if job.is_gang else job.jobs.workers)
+    environment = worker_environment(job, job.jobs.workers if job.is_gang else len(shares))
     workers = [Worker(_start(worker_command(job, share), environment), share) for share in shares]
     lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
     for index, worker in enumerate(workers):

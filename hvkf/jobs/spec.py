@@ -20,6 +20,11 @@ class JobSpec(Record):
     jobs: StageJobs
 
     @property
+    def is_gang(self) -> bool:
+        """Whether the workers do one part together, as ranks, rather than parts of their own."""
+        return self.stage == "train"
+
+    @property
     def name(self) -> str:
         """Name the job by its work and attempt: who asks for the same work finds this job."""
         work = digest([self.stage, self.workspace, self.plan])

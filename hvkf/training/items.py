@@ -8,15 +8,14 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvkf import ledger
 from hvkf.catalog import read_clips
 from hvkf.config import Config, DataConfig
-from hvkf.errors import BadInput
+from hvkf.errors import BadInput, CorruptData
 from hvkf.records import digest
-from hvkf.storage import FolderStore, Store, open_folder
+from hvkf.storage import Store, open_folder
 
 INDEX_NAME = "index.json"
 SAMPLED_BYTES = 1 << 20
@@ -187,25 +186,31 @@ def _cache_items(
 
 
 def _shard_identity(folder: Store, shard: Mapping[str, Any]) -> str:
-    """Name a shard by its index entry and parts of its bytes: reading all would take hours."""
-    packed = shard["zip_data"] or shard["raw_data"]
-    file = _local_file(folder, packed["basename"])
+    """Name a shard by its index entry and parts of its bytes: reading all would take hours.
+
+    Raises:
+        CorruptData: it is gone, or not as long as its index says.
+    """
+    stored = shard["zip_data"] or shard["raw_data"]
+    name = stored["basename"]
+    try:
+        stat = folder.stat(name)
+    except FileNotFoundError:
+        raise CorruptData(
+            f"{folder.url} lacks the shard {name} that its index names: copy it again."
+        ) from None
+    if stat.size != stored["bytes"]:
+        raise CorruptData(
+            f"The shard {folder.url}/{name} has {stat.size} bytes where its index says "
+            f"{stored['bytes']}: copy it again."
+        )
     hashed = hashlib.sha256(digest(dict(shard)).encode())
-    if file is not None:
-        with file.open("rb") as content:
-            size = file.stat().st_size
-            for offset in sorted({0, size // 2, max(0, size - SAMPLED_BYTES)}):
-                content.seek(offset)
-                hashed.update(content.read(SAMPLED_BYTES))
-    else:
-        hashed.update(folder.stat(packed["basename"]).tag.encode())
+    file = folder.local_path(name)
+    if file is None:
+        hashed.update(stat.tag.encode())
+        return hashed.hexdigest()
+    with file.open("rb") as content:
+        for offset in sorted({0, stat.size // 2, max(0, stat.size - SAMPLED_BYTES)}):
+            content.seek(offset)
+            hashed.update(content.read(SAMPLED_BYTES))
     return hashed.hexdigest()
-
-
-def _local_file(folder: Store, name: str) -> Path | None:
-    if not isinstance(folder, FolderStore):
-        return None
-    file = folder.root / name
-    if not file.is_file():
-        raise BadInput(f"{folder.url} lacks the shard {name} that its index names: copy it again.")
-    return file

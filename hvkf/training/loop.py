@@ -184,7 +184,7 @@ class Loop:
         """Compute the gradients of a step; they are those of the mean over the global batch."""
         hparams, gang = self._config.hparams, self._gang
         # Dropout in the LoRA is the only draw left to PyTorch: the same after a stop as without.
-        pass
+        torch.manual_seed(seed_for(self._config.experiment.random_seed, "step", step, gang.rank))
         own_loss, faulty = 0.0, []
         for number, part in enumerate(micro):
             with self._trainer.synchronised(number == len(micro) - 1):

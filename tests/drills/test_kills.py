@@ -1,7 +1,12 @@
 """kill -9 at any moment, the same command again, and the bytes of an undisturbed run."""
 
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from tests.drills.killing import (
 from tests.workspaces import small_config, write_dataset
 
 NUM_MOMENTS = 12
+KILL_DELAYS_S = [random.Random("delays").uniform(4.0, 14.0) for _ in range(3)]
 KINDS = {"ingest": ("datasets",), "cache": ("scenes",), "encode": ("latents",), "train": ("runs",)}
 
 
@@ -84,3 +90,30 @@ def test_a_stage_killed_at_any_moment_ends_with_the_same_bytes(
         run_and_count(root, work)
         assert stored_bytes(root, KINDS[stage]) == expected, moment
         shutil.rmtree(root)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_command_killed_with_all_its_processes_ends_with_the_same_bytes(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    """The real command with two workers, killed at seeded seconds after it began."""
+    metadata = prepared["encode"].parent / "data" / "metadata.csv"
+    found = []
+    for name, delays_s in (("undisturbed", []), ("killed", KILL_DELAYS_S)):
+        config = small_config(tmp_path / name, metadata, jobs={"encode": {"workers": 2}})
+        shutil.copytree(prepared["encode"], config.workspace)
+        file = tmp_path / name / "config.yaml"
+        file.write_text(config.model_dump_json())
+        command = [sys.executable, "-m", "hvkf.cli", "encode", "--config", str(file)]
+        for delay_s in delays_s:
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            time.sleep(delay_s)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        found.append(stored_bytes(Path(config.workspace), ("latents",)))
+    assert found[0] == found[1]
+    assert found[0]

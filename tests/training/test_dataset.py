@@ -1,5 +1,6 @@
 """What training samples hold: the reference gave every rank the same noise, and again on resume."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,23 @@ def test_a_cache_with_recorded_hashes_is_checked(store: FolderStore, tmp_path: P
     samples, items = open_samples(cache_config(store, folder), store)
     with pytest.raises(CorruptData, match=r"shard.00000.mds has another (sha1|xxh64) hash"):
         draw(samples, items.train[0].key)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda shard: shard.unlink(), r"lacks the shard shard.00000.mds"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-9]), r"bytes where its index says"),
+    ],
+)
+def test_a_shard_that_is_gone_or_cut_short_is_named(
+    spoil: Callable[[Path], None], message: str, store: FolderStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "32x32x5_00"
+    write_cache(folder, 2)
+    spoil(next(folder.glob("*.mds")))
+    with pytest.raises(CorruptData, match=message):
+        open_samples(cache_config(store, folder), store)
 
 
 def test_a_folder_without_index_is_refused(store: FolderStore, tmp_path: Path) -> None:

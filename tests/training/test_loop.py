@@ -10,7 +10,7 @@ import torch
 
 from hvkf.errors import BadInput, CorruptData, Stopped
 from hvkf.storage import FolderStore
-from hvkf.training.runs import read_result
+from hvkf.training.runs import Checkpoints, list_checkpoints, read_result
 from tests.training.latents import run_training, train_config, write_latents
 from tests.training.ranks import in_ranks
 from tests.training.test_dataset import write_cache
@@ -125,6 +125,18 @@ def test_old_checkpoints_go_and_the_last_stays(tmp_path: Path) -> None:
     run_training(config, store)
     folders = {path.split("/")[2] for path in run_bytes(store) if "step-" in path}
     assert folders == {"step-00000003", "step-00000004"}
+
+
+def test_old_checkpoints_go_while_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, store = prepare(
+        tmp_path, checkpointing={"save_every_n_steps": 1, "save_last_n_steps": 0}
+    )
+    signal_at(monkeypatch, 3, signal.SIGTERM)
+    with pytest.raises(Stopped):
+        run_training(config, store)
+    assert list_checkpoints(store, "test") == Checkpoints(whole=(3,), partial=())
 
 
 def test_without_a_schedule_only_the_end_is_saved(tmp_path: Path) -> None:
