@@ -11,26 +11,23 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from hvkf import ledger
+from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_config
 from hvkf.config import Config
-from hvkf.config_file import check_config, known_keys, load_config
+from hvkf.config_file import known_keys
 from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
 from hvkf.jobs.local import ERROR_PREFIX, Listener, run_plan
 from hvkf.processes import follow_parent
 from hvkf.progress import display
 from hvkf.records import Plan, Planned, Summary
+from hvkf.reference_commands import add_commands
 from hvkf.storage import Store, open_store
 
 INTERRUPTED_CODE = 130
 # Typer has its own copy of click and exports of its exceptions only this one's subclass.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-EPILOG = (
-    "Settings come from the YAML file and from overrides such as --hparams.learning_rate=1e-4; "
-    "docs/configuration.md lists all of them."
-)
 STAGES = {
     "ingest": "Reads a table of videos and captions; writes a catalog of clips (datasets/).",
     "cache": "Reads the catalog and its videos; writes resized frames as MDS shards (scenes/).",
@@ -59,14 +56,6 @@ class Step(StrEnum):
     COMMIT = "commit"
 
 
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", help="YAML file of settings; - reads standard input.")
-]
-WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", help="A folder or s3://bucket/prefix.")
-]
-
-
 def stage_module(stage: str) -> ModuleType:
     """Import a stage."""
     return importlib.import_module(f"hvkf.stages.{stage}")
@@ -85,18 +74,6 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             overrides.append(f"{word}={next(remaining, '')}")
     return words, overrides
-
-
-def read_config(context: typer.Context, file: str | None, workspace: str | None) -> Config:
-    """Read the settings that a command was given."""
-    overrides = list(context.obj or ())
-    if workspace is not None:
-        overrides.append(f"--workspace={workspace}")
-    if file == "-":
-        return check_config(yaml.safe_load(sys.stdin.read()) or {}, "standard input")
-    if file is None and not overrides:
-        raise ConfigError("Give --config FILE; configs/ has files to begin with.")
-    return load_config(Path(file) if file is not None else None, overrides)
 
 
 def run_stage(stage: str, config: Config, store: Store) -> Summary:
@@ -261,27 +238,7 @@ def gc(
     )
 
 
-@app.command(name="import-cache", epilog=EPILOG)
-def import_cache(
-    context: typer.Context,
-    folders: Annotated[
-        list[str], typer.Argument(help="Folders that its tools wrote, or a folder of such.")
-    ],
-    dataset: Annotated[str, typer.Option(help="Data set to make, or to add to.")],
-    config: ConfigOption = None,
-    workspace: WorkspaceOption = None,
-    same_within: Annotated[
-        float,
-        typer.Option(min=0, help="Records of equal text whose latents differ less are repeats."),
-    ] = 0.1,
-) -> None:
-    """Turns the reference's MDS caches (of latents or of videos) into a data set."""
-    context.obj = [*(context.obj or ()), f"--ingest.dataset={dataset}"]
-    settings = read_config(context, config, workspace)
-    from hvkf.stages.import_cache import import_caches  # torch and `streaming`
-
-    store = open_store(settings.workspace)
-    print(import_caches(settings, store, folders, same_within).text)
+add_commands(app)
 
 
 @app.command()

@@ -18,6 +18,8 @@ from types import FrameType
 
 from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
 
+# Set by who starts a process that must not outlive it.
+PARENT_VARIABLE = "HVKF_PARENT"
 EXIT_CODES_VARIABLE = "HVKF_EXIT_CODES"
 WORLD_SIZE_VARIABLE = "WORLD_SIZE"
 RANK_VARIABLE = "RANK"
@@ -157,6 +159,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main() -> None:
     """Run a module in several ranks on this machine."""
+    if PARENT_VARIABLE in os.environ:
+        end_with_parent()
     sys.exit(run_ranks(parse(sys.argv[1:])))
 
 

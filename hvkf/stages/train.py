@@ -24,6 +24,7 @@ from hvkf.training.settings import (
     num_steps,
     work_settings,
 )
+from hvkf.training.shard_cache import check_cache_limit
 
 STAGE = "train"
 
@@ -35,6 +36,7 @@ def plan(config: Config, store: Store) -> Plan:
         BadInput: no latents, or the run id was taken by other work.
     """
     sources = find_sources(config, store)
+    check_cache_limit(config.data.streaming_kwargs.cache_limit, store, sources)
     items = read_items(store, sources, config.data)
     ranks = num_ranks(config.jobs.train.workers)
     num_steps(config, items, global_batch_size(config, ranks))

@@ -3,7 +3,7 @@
 import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
 from typing import TypeVar
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from hvkf.errors import HvkfError
 
 ResultT = TypeVar("ResultT")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A rank may wait while another validates or saves; the reference's value.
 TIMEOUT = timedelta(seconds=5400)
 
@@ -45,6 +46,15 @@ class Gang:
         dist.all_gather(gathered, own, group=self._group)
         return [tensor.tolist() for tensor in gathered]
 
+    def part(self) -> None:
+        """Wait for all ranks before leaving: who ends first breaks off what others still read.
+
+        All ranks must call this, when they end for a reason that all of them know.
+        """
+        # Another may be gone already, once it has heard all the others here.
+        with suppress(RuntimeError):
+            self.exchange([0.0])
+
     def gather_texts(self, texts: Sequence[str]) -> list[str]:
         """Give every rank all ranks' texts."""
         if self._group is None:
@@ -69,6 +79,7 @@ class Gang:
                 outcome = [_sendable(fault)]
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if isinstance(outcome[0], Exception):
+            self.part()
             raise outcome[0]
         return outcome[0]  # type: ignore[return-value]
 
@@ -94,11 +105,15 @@ class StopSignal:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[StopSignal]:
-    """Take SIGTERM as the wish to stop after the step that is under way."""
+def stop_on_signal() -> Iterator[StopSignal]:
+    """Take SIGTERM and Ctrl-C as the wish to stop after the step that is under way.
+
+    They may come more than once: a terminal and torchrun both pass Ctrl-C on.
+    """
     stop = StopSignal()
-    previous = signal.signal(signal.SIGTERM, stop.set)
+    previous = {signum: signal.signal(signum, stop.set) for signum in STOP_SIGNALS}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

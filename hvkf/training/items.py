@@ -8,6 +8,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvkf import ledger
@@ -119,7 +120,8 @@ def _segment_items(store: Store, sources: Mapping[str, Any]) -> Iterable[tuple[I
 
 def _cache_folders(data: DataConfig) -> list[dict[str, str]]:
     """Pair `data.remote` with `data.local`: remote shards are brought into the local folder."""
-    local, remote = list(data.local or ()), list(data.remote or ())
+    local = [_absolute(folder) for folder in data.local or ()]
+    remote = [_absolute(folder) for folder in data.remote or ()]
     if remote and local and len(remote) != len(local):
         raise BadInput(
             f"data.remote names {len(remote)} folders and data.local {len(local)}: give as many, "
@@ -129,6 +131,11 @@ def _cache_folders(data: DataConfig) -> list[dict[str, str]]:
         return [{"url": folder, "cache": ""} for folder in local]
     caches = local or [""] * len(remote)
     return [{"url": url, "cache": cache} for url, cache in zip(remote, caches, strict=True)]
+
+
+def _absolute(folder: str) -> str:
+    """Name a folder so that a worker finds it wherever it was started."""
+    return folder if "://" in folder else str(Path(folder).expanduser().absolute())
 
 
 def read_index(folder: Store) -> dict[str, Any]:

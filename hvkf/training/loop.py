@@ -25,7 +25,7 @@ from hvkf.training.dataset import (
     TrainSamples,
     make_loader,
 )
-from hvkf.training.gang import Gang, StopSignal, stop_on_sigterm
+from hvkf.training.gang import Gang, StopSignal, stop_on_signal
 from hvkf.training.items import Items, read_items
 from hvkf.training.losses import Row, last_validation, mean_loss, read_losses, write_losses
 from hvkf.training.objective import batch_losses
@@ -83,11 +83,11 @@ def train(work: Work, store: Store) -> None:
 
     Raises:
         BadInput: the configuration or the data cannot work, or the loss is not finite.
-        Stopped: SIGTERM came to one of the ranks; a checkpoint was saved.
+        Stopped: SIGTERM or Ctrl-C came to one of the ranks; a checkpoint was saved.
     """
     with (
         exit_code_recorded(),
-        stop_on_sigterm() as stop,
+        stop_on_signal() as stop,
         scratch_folder() as logs,
         accelerated(work.config, logs) as (accelerator, sharding),
     ):
@@ -96,6 +96,7 @@ def train(work: Work, store: Store) -> None:
         gang.on_main(lambda: begin_run(store, work.run))
         if gang.on_main(lambda: read_result(store, work.run.run_id)) is None:
             Loop(work, store, Machine(accelerator, sharding, gang, stop, logs)).run()
+        gang.part()
 
 
 class Loop:
@@ -119,6 +120,8 @@ class Loop:
 
     def run(self) -> None:
         """Train from the newest checkpoint to the end, and record the result."""
+        if self._gang.is_main:
+            self._say_what()
         start = self._resume()
         begin_tracking(self._accelerator, self._run.run_id, self._run.settings)
         if self._gang.is_main:
@@ -127,6 +130,18 @@ class Loop:
         else:
             self._train(start, None)
         self._gang.on_main(self._finish)
+
+    def _say_what(self) -> None:
+        schedule = self._schedule
+        weights = sum(weight.numel() for weight in self._trainer.weights.values())
+        print(
+            f"run {self._run.run_id}: {len(self._items.train)} samples in {len(schedule.items)} "
+            f"buckets, {self._num_steps} steps of {schedule.global_batch_size} samples, "
+            f"{self._gang.num_ranks} ranks, {weights:,} trained weights",
+            flush=True,
+        )
+        if self._config.validation.num_items and not self._validated:
+            print("no samples are held out: there will be no validation loss", flush=True)
 
     def _resume(self) -> int:
         """Load the checkpoint to go on from; return its step."""
@@ -149,6 +164,7 @@ class Loop:
         if shown is not None:
             shown.advance(start)
         if any(flag for (flag,) in self._gang.exchange([float(self._stop.is_set)])):
+            self._gang.part()
             raise Stopped(f"Told to stop before {step_name(start + 1)}; run it again to go on.")
         samples = TrainSamples(self._config, self._reader, self._items.train)
         loaded = iter(make_loader(self._config, samples, self._schedule, start, self._num_steps))
@@ -178,6 +194,7 @@ class Loop:
             if shown is not None:
                 shown.advance(note=f"loss {outcome.loss:.4f}")
             if outcome.is_stopped and done < self._num_steps:
+                self._gang.part()
                 raise Stopped(f"Told to stop: saved {step_name(done)}; run it again to go on.")
 
     def _compute(self, step: int, batch: GlobalBatch, micro: list[LatentBatch]) -> Outcome:
@@ -217,6 +234,7 @@ class Loop:
 
     def _refuse(self, step: int, batch: GlobalBatch, faulty: list[str]) -> None:
         """End the training at a step whose loss or gradients are not finite."""
+        self._gang.part()
         whole = list_checkpoints(self._store, self._run.run_id).whole
         good = step_name(whole[-1]) if whole else "none"
         what = "loss" if faulty else "gradient"
@@ -302,6 +320,7 @@ def _check_agreement(gang: Gang, run: RunRecord) -> None:
         TryAgain: the data set changed between two ranks' plans, or their settings differ.
     """
     if len(set(gang.gather_texts([f"{run.run_id} {run.digest}"]))) > 1:
+        gang.part()
         raise TryAgain(
             f"The ranks of run {run.run_id!r} planned different work: give all the same settings, "
             "and start again when nothing changes the data set."

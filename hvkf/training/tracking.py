@@ -70,10 +70,9 @@ def accelerated(config: Config, logs: Path) -> Iterator[tuple[Accelerator, Shard
     accelerator.gradient_accumulation_steps = 1
     try:
         yield accelerator, sharding if accelerator.num_processes > 1 else Sharding.NOTHING
+        # Not after a fault: leaving the group could wait for ranks that are stuck.
         accelerator.end_training()
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 

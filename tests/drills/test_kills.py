@@ -108,7 +108,10 @@ def test_a_command_killed_with_all_its_processes_ends_with_the_same_bytes(
         command = [sys.executable, "-m", "hvkf.cli", "encode", "--config", str(file)]
         for delay_s in delays_s:
             process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
             time.sleep(delay_s)
             os.killpg(process.pid, signal.SIGKILL)

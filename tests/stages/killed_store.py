@@ -42,3 +42,8 @@ def tree(root: Path, *folders: str) -> dict[str, bytes]:
         for file in sorted((root / folder).rglob("*"))
         if file.is_file()
     }
+
+
+def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    """Name the files that are not alike in two trees: their bytes would fill the screen."""
+    return [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]

@@ -30,7 +30,7 @@ from hvkf.stages.evaluate import Metrics, PairRecord, PairTask, choose_pairs
 from hvkf.storage import FolderStore
 from hvkf.video import decode_frames, probe
 from tests.finished_runs import write_run
-from tests.stages.killed_store import Killed, KilledStore, tree
+from tests.stages.killed_store import Killed, KilledStore, differing, tree
 from tests.workspaces import small_config, write_dataset
 
 NUM_PAIRS = 2
@@ -247,7 +247,7 @@ def test_an_evaluation_that_is_done_is_not_done_again(
     summary = evaluate.commit(plan, store)
     assert summary.reused
     assert summary.counts == {"pairs": NUM_PAIRS, "failed": 0}
-    assert tree(finished, "workspace") == before
+    assert differing(tree(finished, "workspace"), before) == []
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -264,14 +264,16 @@ def test_killed_at_any_write_it_ends_with_the_same_bytes(
         except Killed:
             num_kills += 1
             evaluated(config, FolderStore(folder / "workspace"))
-        assert tree(folder / "workspace", "evals") == expected
+        assert differing(tree(folder / "workspace", "evals"), expected) == []
     assert num_kills == 7
 
 
 def test_parts_in_any_order_give_the_same_bytes(folder: Path, finished: Path) -> None:
     config = config_in(folder, pairs_per_part=1)
     evaluated(config, FolderStore(folder / "workspace"), order=[1, 0])
-    assert tree(folder / "workspace", "evals") == tree(finished / "workspace", "evals")
+    assert (
+        differing(tree(folder / "workspace", "evals"), tree(finished / "workspace", "evals")) == []
+    )
 
 
 def test_another_lora_reuses_what_was_rendered_without(
@@ -295,7 +297,7 @@ def test_another_lora_reuses_what_was_rendered_without(
     monkeypatch.setattr(evaluate_pairs._PairRenderer, "render_base", None)
     summary = evaluated(later, store)
     assert len(rendered) == NUM_PAIRS
-    assert tree(store.root, "evals/_base") == base
+    assert differing(tree(store.root, "evals/_base"), base) == []
     assert summary.result.startswith("evals/later/step-00000004/")
 
 

@@ -32,5 +32,7 @@ def test_entries_name_the_stored_bytes(tmp_path: Path) -> None:
         assert entry.sha256 == file_sha256(tmp_path / "x" / entry.name)
         assert entry.size == (tmp_path / "x" / entry.name).stat().st_size
     assert probe(tmp_path / "x" / "video.mp4").num_frames == 5
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "x" / "first.png")), FRAMES[0])
-    assert Image.open(tmp_path / "x" / "first.jpg").format == "JPEG"
+    with Image.open(tmp_path / "x" / "first.png") as png:
+        assert np.array_equal(np.asarray(png), FRAMES[0])
+    with Image.open(tmp_path / "x" / "first.jpg") as jpeg:
+        assert (jpeg.format, jpeg.size) == ("JPEG", (48, 32))
