@@ -44,16 +44,16 @@ hv_train_control_lora.py hv_control_lora_inference.py notebooks/000-inference.ip
 config.py configs/config_defaults.yaml configs/accelerate/uncompiled_8.yaml
 configs/accelerate/uncompiled_8_ds.yaml configs/deepspeed/zero_stage2_config.json
 mds_dataloaders.py optim.py ema.py attn_processor.py
-""".split()
+"""
 OPTIONS = """
 --csv --base_dir --video_column --caption_column --output_dir --bucket_reso --debug
 --min_bucket_count --head_frame --mds_data_path --pretrained_model_name_or_path
 --mds_shard_compression --recursive --device --dtype --model --lora --frame1 --frame2 --prompt
 --height --width --frames --steps --guidance --seed --output --config_path
-""".split()
+"""
 COLUMNS = """
 item_key caption_str video_arr latents latents_cond prompt_embeds prompt_attention_mask
-""".split()
+"""
 # Those of its settings' classes that its config_defaults.yaml leaves out.
 FURTHER_KEYS = """
 experiment.ic_debug data.remote data.repeat data.choose data.streaming_kwargs.cache_limit
@@ -61,7 +61,7 @@ data.streaming_kwargs.download_timeout network.target_modules hparams.grad_clip_
 hparams.lr_scheduler_num_cycles hparams.lr_scheduler_power hparams.ema.ema_foreach_disable
 hparams.ema.ema_cpu_only hparams.ema.ema_update_interval ddp_kwargs.backend
 ddp_kwargs.find_unused_parameters ddp_kwargs.gradient_as_bucket_view ddp_kwargs.static_graph
-""".split()
+"""
 
 
 def flat(settings: dict[str, object], prefix: str = "") -> Iterator[str]:
@@ -72,12 +72,12 @@ def flat(settings: dict[str, object], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-@pytest.mark.parametrize("name", [*FILES, *OPTIONS, *COLUMNS])
+@pytest.mark.parametrize("name", [*FILES.split(), *OPTIONS.split(), *COLUMNS.split()])
 def test_every_script_option_and_column_of_the_reference_is_on_the_page(name: str) -> None:
     assert re.search(rf"`[^`\n]*(?<![\w.]){re.escape(name)}(?!\w)[^`\n]*`", TEXT)
 
 
-@pytest.mark.parametrize("key", [*flat(yaml.safe_load(CONFIG.read_text())), *FURTHER_KEYS])
+@pytest.mark.parametrize("key", [*flat(yaml.safe_load(CONFIG.read_text())), *FURTHER_KEYS.split()])
 def test_every_key_of_the_references_settings_is_one_here_or_is_said_not_to_be(key: str) -> None:
     assert key in known_keys() or f"`{key}`" in TEXT
 

@@ -20,6 +20,7 @@ from hvkf.training.scratch import scratch_folder
 from hvkf.training.state import Tensors
 
 STATE_NAME = "state.json"
+TENSOR_FILES = ("weights", "ema", "optimizer")
 
 
 class Snapshot(NamedTuple):
@@ -64,7 +65,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(store: Store, run_id: str, step: int) -> Snapshot:
-    """Read a whole checkpoint; `lora` is left empty.
+    """Read what a training goes on from; `lora` is left empty.
 
     Raises:
         CorruptData: a file is gone, or has other bytes than were recorded.
@@ -74,11 +75,13 @@ def load_checkpoint(store: Store, run_id: str, step: int) -> Snapshot:
     tensors = {}
     values: dict[str, Any] = {}
     for entry in record.files:
-        with _local_copy(store, prefix, entry) as file:
-            if entry.name == STATE_NAME:
+        name = Path(entry.name).stem
+        if entry.name == STATE_NAME:
+            with _local_copy(store, prefix, entry) as file:
                 values = json.loads(file.read_bytes())
-            elif Path(entry.name).stem in ("weights", "ema", "optimizer"):
-                tensors[Path(entry.name).stem] = safetensors.torch.load_file(file)
+        elif name in TENSOR_FILES:
+            with _local_copy(store, prefix, entry) as file:
+                tensors[name] = safetensors.torch.load_file(file)
     return Snapshot({}, tensors, values)
 
 

@@ -271,9 +271,11 @@ class Loop:
 
     def _save(self, step: int) -> None:
         """Write the checkpoint, with the losses before its record; drop those not kept."""
-        snapshot = self._trainer.snapshot()
+        takes_part = self._gang.is_main or self._trainer.is_sharded
+        snapshot = self._trainer.snapshot() if takes_part else None
 
         def write() -> None:
+            assert snapshot is not None
             run_id = self._run.run_id
             write_losses(self._store, run_id, self._rows)
             alpha = self._config.network.lora_alpha

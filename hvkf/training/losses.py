@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from hvkf.errors import CorruptData
 from hvkf.records import canonical_json
 from hvkf.storage import Store
 from hvkf.training.runs import run_folder
@@ -15,13 +16,20 @@ Row = dict[str, Any]
 
 
 def read_losses(store: Store, run_id: str, until: int) -> list[Row]:
-    """Read the rows of the steps up to `until`; later ones belong to steps that are done anew."""
-    try:
-        lines = store.read(f"{run_folder(run_id)}/{NAME}").splitlines()
-    except FileNotFoundError:
-        return []
-    rows = [json.loads(line) for line in lines]
-    return [row for row in rows if row["step"] <= until]
+    """Read the rows of the steps up to `until`; later ones belong to steps that are done anew.
+
+    Raises:
+        CorruptData: a row is gone; each was written before its step's checkpoint.
+    """
+    path = f"{run_folder(run_id)}/{NAME}"
+    lines = store.read(path).splitlines() if store.exists(path) else []
+    rows = [row for row in map(json.loads, lines) if row["step"] <= until]
+    if [row["step"] for row in rows] != list(range(1, until + 1)):
+        raise CorruptData(
+            f"{store.url}/{path} does not hold the steps 1 to {until}: restore it, or train again "
+            "with another experiment.run_id."
+        )
+    return rows
 
 
 def write_losses(store: Store, run_id: str, rows: list[Row]) -> None:

@@ -77,9 +77,14 @@ class Trainer:
         self.average = self._make_average()
         self.optimizer = accelerator.prepare(optimizer)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other ranks hold parts of the state, so that all must join in a snapshot."""
+        return self._sharding is not Sharding.NOTHING
+
     def _spread(self) -> Any:
         """Prepare the transformer for this rank among the others, and for its precision."""
-        if self._sharding is Sharding.NOTHING:
+        if not self.is_sharded:
             return self._accelerator.prepare_model(self.transformer)
         model = self._accelerator.prepare_model(self.transformer, evaluation_mode=True)
         shard(self.transformer, self._sharding, self._accelerator.device)
@@ -87,7 +92,7 @@ class Trainer:
 
     def synchronised(self, is_last: bool) -> AbstractContextManager[object]:
         """Exchange gradients between ranks with the last of a step's micro-batches only."""
-        if self._sharding is Sharding.NOTHING:
+        if not self.is_sharded:
             return nullcontext() if is_last else self._accelerator.no_sync(self.model)
         self.transformer.set_requires_gradient_sync(is_last)
         return nullcontext()
@@ -136,7 +141,7 @@ class Trainer:
             self.average.update(step)
 
     def snapshot(self) -> Snapshot:
-        """Take the whole state; every rank must call this, each gets all of it."""
+        """Take the whole state; if it is sharded, every rank must call this."""
         weights = {name: whole(weight) for name, weight in self.weights.items()}
         tensors = {"weights": weights}
         lora = weights

@@ -8,7 +8,7 @@ import pytest
 from hvkf.errors import BadInput, Stopped
 from hvkf.stages import train as train_stage
 from hvkf.storage import FolderStore
-from tests.training.latents import run_training, train_config
+from tests.training.latents import run_training, train_config, write_latents
 from tests.training.ranks import in_ranks
 from tests.training.trainings import (
     PAIRS,
@@ -108,3 +108,10 @@ def test_ranks_that_do_not_make_up_the_global_batch_are_refused(tmp_path: Path) 
     )
     with pytest.raises(BadInput, match=r"has 2 samples in a step.*batch_size 3 x 1 ranks"):
         train_stage.run(shared, store, plan.parts)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all_of_them(tmp_path: Path) -> None:
+    config, store = train_config(tmp_path, **SHARED), FolderStore(tmp_path)
+    write_latents(store, config, {"32x32x5": 5}, spoil={"32x32x5-3": float("nan")})
+    assert train_in_ranks(config, store) == [65, 65]
+    assert not store.exists("runs/test/result.json")

@@ -118,6 +118,15 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused_by_name(tmp_path: Path) -> N
         run_training(config, store)
 
 
+def test_losses_that_are_gone_are_not_made_up(tmp_path: Path) -> None:
+    config, store = prepare(tmp_path)
+    run_training(config, store)
+    store.delete("runs/test/result.json")
+    store.put("runs/test/losses.jsonl", store.read("runs/test/losses.jsonl").split(b"\n", 1)[1])
+    with pytest.raises(CorruptData, match=r"losses.jsonl does not hold the steps 1 to 4"):
+        run_training(config, store)
+
+
 def test_old_checkpoints_go_and_the_last_stays(tmp_path: Path) -> None:
     config, store = prepare(
         tmp_path, checkpointing={"save_every_n_steps": 1, "save_last_n_steps": 1}
