@@ -6,7 +6,6 @@ and ends with the exit code that the ranks mean: torchrun itself answers 1 whate
 
 import argparse
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,15 +16,13 @@ from pathlib import Path
 from types import FrameType
 
 from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
+from hvkf.processes import PARENT_VARIABLE, follow_parent
 
-# Set by who starts a process that must not outlive it.
-PARENT_VARIABLE = "HVKF_PARENT"
 EXIT_CODES_VARIABLE = "HVKF_EXIT_CODES"
 WORLD_SIZE_VARIABLE = "WORLD_SIZE"
 RANK_VARIABLE = "RANK"
 # Below Kubernetes' default grace period of 30 s, so that the codes are still mapped.
 SHUTDOWN_TIMEOUT_S = 25
-PR_SET_PDEATHSIG = 1
 # What a job ended by, when its ranks ended differently: the first of these that one of them says.
 SEVERITY = (BadInput.exit_code, 1, TryAgain.exit_code, Stopped.exit_code)
 
@@ -121,19 +118,14 @@ def combined_exit_code(launcher_code: int, codes: Mapping[int, int], num_process
     return known[0] if known else 1
 
 
-def end_with_parent() -> None:
-    """End this process when the one that started it ends, even by kill -9."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def run_ranks(options: argparse.Namespace) -> int:
     """Run the ranks, pass signals on to them, and return the exit code that they mean."""
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
     with tempfile.TemporaryDirectory(prefix="hvkf-ranks-") as folder:
         process = subprocess.Popen(
             torchrun_command(options, SHUTDOWN_TIMEOUT_S),
             env={**os.environ, EXIT_CODES_VARIABLE: folder},
-            preexec_fn=end_with_parent,
+            preexec_fn=follow_parent,
         )
 
         def pass_on(signum: int, frame: FrameType | None) -> None:
@@ -159,8 +151,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main() -> None:
     """Run a module in several ranks on this machine."""
-    if PARENT_VARIABLE in os.environ:
-        end_with_parent()
+    follow_parent()
     sys.exit(run_ranks(parse(sys.argv[1:])))
 
 

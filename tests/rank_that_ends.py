@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from hvkf.distributed import end_with_parent, exit_code_recorded, rank
+from hvkf.distributed import exit_code_recorded, rank
 from hvkf.errors import BadInput, Stopped, TryAgain
+from hvkf.processes import follow_parent
 
 WAIT_S = 60
 FAULTS = {"65": BadInput, "75": TryAgain}
@@ -26,7 +27,7 @@ def told(signum: int, frame: FrameType | None) -> None:
 def main() -> None:
     """End as told."""
     folder, *ends = sys.argv[1:]
-    end_with_parent()
+    follow_parent()
     signal.signal(signal.SIGTERM, told)
     end = ends[rank()]
     with exit_code_recorded():

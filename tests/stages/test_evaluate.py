@@ -257,7 +257,7 @@ def test_killed_at_any_write_it_ends_with_the_same_bytes(
     config = config_in(folder)
     expected = tree(finished / "workspace", "evals")
     num_kills = 0
-    for at in (0, 4, 5, 9, 11, 14, 15):
+    for at in (0, 4, 8, 11, 15):
         shutil.rmtree(folder / "workspace" / "evals", ignore_errors=True)
         try:
             evaluated(config, KilledStore(folder / "workspace", at, after=after))
@@ -265,7 +265,7 @@ def test_killed_at_any_write_it_ends_with_the_same_bytes(
             num_kills += 1
             evaluated(config, FolderStore(folder / "workspace"))
         assert differing(tree(folder / "workspace", "evals"), expected) == []
-    assert num_kills == 7
+    assert num_kills == 5
 
 
 def test_parts_in_any_order_give_the_same_bytes(folder: Path, finished: Path) -> None:
