@@ -17,7 +17,7 @@ from hvkf.config import Config
 from hvkf.jobs.local import ERROR_PREFIX, Listener, run_plan
 from hvkf.jobs.spec import fault_of
 from hvkf.ledger import read_plan
-from hvkf.progress import display
+from hvkf.progress import WorkerBars, display
 from hvkf.records import Planned, Summary
 from hvkf.storage import open_store
 
@@ -51,18 +51,11 @@ def run_job(stage: str, planned: Planned) -> None:
     logger = get_run_logger()
     artifact = cast(UUID, create_progress_artifact(0.0, key=f"{stage}-progress"))
     done: dict[int, tuple[int, int]] = {}
-    shown: dict[int, Any] = {}
     with display() as bars:
+        worker_bars = WorkerBars(bars)
 
         def on_progress(worker: int, event: dict[str, Any]) -> None:
-            if worker not in shown:
-                shown[worker] = bars.add_task(event["label"], total=None, note="")
-            bars.update(
-                shown[worker],
-                total=event["total"],
-                completed=event["done"],
-                note=event["note"],
-            )
+            worker_bars.show(worker, event)
             before = _percent(done)
             done[worker] = (event["done"], event["total"])
             if int(_percent(done)) > int(before):

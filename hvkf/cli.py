@@ -20,7 +20,7 @@ from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
 from hvkf.jobs.local import ERROR_PREFIX, Listener, run_plan
 from hvkf.processes import follow_parent
-from hvkf.progress import display
+from hvkf.progress import WorkerBars, display
 from hvkf.records import Plan, Planned, Summary
 from hvkf.reference_commands import add_commands
 from hvkf.storage import Store, open_store
@@ -83,19 +83,7 @@ def run_stage(stage: str, config: Config, store: Store) -> Summary:
     if plan.committed is None and plan.parts:
         ledger.put_plan(store, plan)
         with display() as bars:
-            tasks = {}
-
-            def on_progress(worker: int, event: dict[str, Any]) -> None:
-                if worker not in tasks:
-                    tasks[worker] = bars.add_task(event["label"], total=None, note="")
-                bars.update(
-                    tasks[worker],
-                    total=event["total"],
-                    completed=event["done"],
-                    note=event["note"],
-                )
-
-            run_plan(plan, store, Listener(on_progress, bars.console.print))
+            run_plan(plan, store, Listener(WorkerBars(bars).show, bars.console.print))
     summary: Summary = module.commit(plan, store)
     return summary
 

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import rich.progress as bars
 from rich.console import Console
@@ -43,6 +44,21 @@ def display() -> bars.Progress:
         bars.TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
     )
+
+
+class WorkerBars:
+    """A bar for each worker of a job, moved by the lines that the workers print."""
+
+    def __init__(self, shown: bars.Progress) -> None:
+        self._shown = shown
+        self._tasks: dict[int, bars.TaskID] = {}
+
+    def show(self, worker: int, event: dict[str, Any]) -> None:
+        """Move a worker's bar to what its line said."""
+        if worker not in self._tasks:
+            self._tasks[worker] = self._shown.add_task(event["label"], total=None, note="")
+        task = self._tasks[worker]
+        self._shown.update(task, total=event["total"], completed=event["done"], note=event["note"])
 
 
 @contextmanager
