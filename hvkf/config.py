@@ -276,6 +276,11 @@ class HparamsConfig(Section):
     flow_match: FlowMatchConfig = FlowMatchConfig()
     ema: EmaConfig = EmaConfig()
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _unquoted_no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # what YAML makes of an unquoted no
+
 
 class ValidationConfig(Section):
     """Loss on held-out items, at noise and noise levels that never change."""

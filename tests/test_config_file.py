@@ -107,3 +107,7 @@ def test_an_unknown_key_is_always_refused(key: str, suffix: str) -> None:
 def test_yaml_of_the_defaults_is_the_defaults() -> None:
     text = yaml.safe_dump(Config().model_dump(mode="json"))
     assert check_config(yaml.safe_load(text), "here") == Config()
+
+
+def test_an_unquoted_no_is_no_mixed_precision() -> None:
+    assert load_config(None, ["--hparams.mixed_precision=no"]).hparams.mixed_precision == "no"
