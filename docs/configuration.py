@@ -16,7 +16,7 @@ Settings come from a YAML file (`--config FILE`) and from overrides on the comma
 The sections `experiment`, `model`, `data`, `network`, `hparams`, `checkpointing` and `ddp_kwargs`
 have the keys of the reference's `config_defaults.yaml`.
 
-This page is written by `make docs` from the descriptions in `hvkf/config.py`.
+This page is written by `make docs` from the descriptions in `hvkf/settings/`.
 """
 
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 
 from hvkf.buckets import Bucket
-from hvkf.config import ModelConfig
 from hvkf.errors import BadInput
 from hvkf.loras import local_lora_file, resolve_lora
 from hvkf.model.renderer import Renderer
 from hvkf.progress import progress
 from hvkf.resize import resize_to_cover
+from hvkf.settings.experiment import ModelConfig
 from hvkf.stages.render_images import decode_image
 from hvkf.storage import TEMPORARY_PREFIX, Store
 from hvkf.video import write_mp4

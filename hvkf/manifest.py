@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from hvkf.buckets import SIDE_MULTIPLE, TEMPORAL_MULTIPLE
-from hvkf.config import RenderConfig
 from hvkf.errors import BadInput, ConfigError
 from hvkf.records import Record
+from hvkf.settings.rendering import RenderConfig
 from hvkf.storage import open_folder
 
 REQUIRED = ("id", "first_frame", "last_frame", "prompt")

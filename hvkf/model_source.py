@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvkf.config import ModelConfig
 from hvkf.errors import BadInput
 from hvkf.records import digest
+from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import FolderStore, Store
 
 WORKSPACE_SCHEME = "workspace:"

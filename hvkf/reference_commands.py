@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_config
-from hvkf.config import ModelConfig
 from hvkf.config_file import load_config
 from hvkf.errors import BadInput, ConfigError
+from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import Store, open_folder, open_store
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hvkf import ledger
 from hvkf.buckets import Bucket, assign
-from hvkf.config import Config, DataConfig, ModelConfig
+from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.infer import Request, infer
 from hvkf.model import renderer as renderer_module
@@ -27,6 +27,8 @@ from hvkf.model.renderer import Renderer
 from hvkf.model.text import PromptEmbeds
 from hvkf.records import Clip, Summary
 from hvkf.resize import resize_to_cover
+from hvkf.settings.data import DataConfig
+from hvkf.settings.experiment import ModelConfig
 from hvkf.shards import Sample, Segment
 from hvkf.stages import cache, encode, evaluate, ingest, render, render_rows, train
 from hvkf.stages.cache import scenes_root

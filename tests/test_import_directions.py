@@ -48,6 +48,7 @@ LEVELS = [
     {
         "hvkf.records",
         "hvkf.config",
+        "hvkf.settings",
         "hvkf.config_file",
         "hvkf.errors",
         "hvkf.progress",

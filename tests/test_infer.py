@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from hvkf import infer as infer_module
-from hvkf.config import ModelConfig
 from hvkf.errors import BadInput, ConfigError
 from hvkf.infer import Inferred, Request, infer
 from hvkf.model.renderer import Renderer
 from hvkf.resize import resize_to_cover
+from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import FolderStore
 from hvkf.video import decode_frames, probe
 from tests.commands import run_command

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvkf.config import RenderConfig
 from hvkf.errors import BadInput, ConfigError
 from hvkf.manifest import ManifestRow, parse_manifest, read_manifest, split_location
+from hvkf.settings.rendering import RenderConfig
 
 DEFAULTS = RenderConfig(width=64, height=48, num_frames=17, steps=4, guidance=6.0, seed=7)
 PAIR = {"id": "a", "first_frame": "in/a.png", "last_frame": "in/b.png", "prompt": "A cat."}

@@ -33,7 +33,8 @@ STORED = torch.float16
 SHIFT = 3.0
 """Less than the sampler's 7: the last steps, which draw edges, are also learned."""
 LARGEST_GUIDANCE = 8.0
-EMA_DECAY = 0.99
+EMA_DECAY = 0.998
+ENCODED_TOGETHER = 10
 NUM_WARM_UP = 50
 ADAM_LR_SHARE = 0.15
 
@@ -41,7 +42,9 @@ ADAM_LR_SHARE = 0.15
 def main() -> None:
     """Build the checkpoint folder around the VAE, encode the clips, train, and save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", type=Path, required=True, help="train_vae.py's checkpoint")
+    parser.add_argument(
+        "--vae", type=Path, help="train_vae.py's checkpoint; left out: the VAE that --out has"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the hvkf-tiny checkpoint"
     )
@@ -57,18 +60,20 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     latents_file = options.work / "latents.pt"
     if not latents_file.exists():
-        build_tiny_checkpoint(options.out, SEED, transformer=TRANSFORMER_SETTINGS, vae=VAE_SETTINGS)
-        scale = put_vae(options.vae, options.out)
+        if options.vae is not None:
+            build_tiny_checkpoint(
+                options.out, SEED, transformer=TRANSFORMER_SETTINGS, vae=VAE_SETTINGS
+            )
+            put_vae(options.vae, options.out)
         torch.save(encode_clips(options.out, options.clips, options.long_clips), latents_file)
-        torch.save({"scaling_factor": scale}, options.work / "scale.pt")
     elif options.vae_only:
-        scale = torch.load(options.work / "scale.pt", weights_only=True)["scaling_factor"]
-        put_vae(options.vae, options.out, scale)
+        vae = load_vae(options.out, dtype=torch.float32)
+        put_vae(options.vae, options.out, vae.config["scaling_factor"])
     if not options.vae_only:
         train(options, torch.load(latents_file, weights_only=True))
 
 
-def put_vae(checkpoint: Path, out: Path, scaling_factor: float | None = None) -> float:
+def put_vae(checkpoint: Path, out: Path, scaling_factor: float | None = None) -> None:
     """Store the averaged VAE; without a factor, scale latents of 32 clips to unit variance."""
     vae: Any = AutoencoderKLHunyuanVideo(**VAE_SETTINGS)
     vae.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
@@ -80,7 +85,6 @@ def put_vae(checkpoint: Path, out: Path, scaling_factor: float | None = None) ->
         scaling_factor = round(1 / latents.std().item(), 4)
     vae.register_to_config(scaling_factor=scaling_factor)
     vae.to(STORED).save_pretrained(out / "vae")
-    return scaling_factor
 
 
 def encode_clips(folder: Path, num_short: int, num_long: int) -> list[dict[str, torch.Tensor]]:
@@ -90,10 +94,14 @@ def encode_clips(folder: Path, num_short: int, num_long: int) -> list[dict[str, 
     groups = []
     for first, count, num_frames in ((0, num_short, 17), (num_short, num_long, 33)):
         latents, captions = [], []
-        for index in range(first, first + count):
-            frames, caption = render_clip(SEED, index, num_frames)
-            latents.append(encode_video(vae, to_pixels_range(torch.from_numpy(frames))))
-            captions.append(caption)
+        for index in range(first, first + count, ENCODED_TOGETHER):
+            clips = [
+                render_clip(SEED, number, num_frames)
+                for number in range(index, min(index + ENCODED_TOGETHER, first + count))
+            ]
+            videos = [to_pixels_range(torch.from_numpy(frames)) for frames, _ in clips]
+            latents.append(encode_video(vae, torch.cat(videos)))
+            captions += [caption for _, caption in clips]
             if len(captions) % 100 == 0:
                 print(f"encoded {len(captions)} of {count} clips", flush=True)
         prompt = encode_prompts(encoders, captions)
@@ -110,9 +118,11 @@ def encode_clips(folder: Path, num_short: int, num_long: int) -> list[dict[str, 
 
 
 def train(options: argparse.Namespace, groups: list[dict[str, torch.Tensor]]) -> None:
-    """Train from the folder's random transformer or the saved state; save every 50 steps."""
-    model: Any = HunyuanVideoTransformer3DModel.from_pretrained(options.out / "transformer")
-    model = model.float().train()
+    """Train from random weights or the saved state; save every 50 steps."""
+    folder = options.out / "transformer"
+    model: Any = HunyuanVideoTransformer3DModel.from_config(
+        HunyuanVideoTransformer3DModel.load_config(folder)
+    ).train()
     average: Any = copy.deepcopy(model).requires_grad_(False)
     ends = ("x_embedder", "proj_out", "norm_out")
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith(ends)]
@@ -148,7 +158,7 @@ def train(options: argparse.Namespace, groups: list[dict[str, torch.Tensor]]) ->
             state = {name: part.state_dict() for name, part in parts.items()}
             torch.save({**state, "step": step}, state_file.with_suffix(".part"))
             state_file.with_suffix(".part").replace(state_file)
-            copy.deepcopy(average).to(STORED).save_pretrained(options.out / "transformer")
+            copy.deepcopy(average).to(STORED).save_pretrained(folder)
             elapsed_s = time.monotonic() - started_s
             print(f"step {step} loss {np.mean(losses):.4f} {elapsed_s:.0f} s", flush=True)
             losses = []

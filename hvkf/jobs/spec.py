@@ -1,8 +1,8 @@
 """What to run: a stage's parts, named by the digest of the work and the attempt."""
 
-from hvkf.config import StageJobs
 from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
 from hvkf.records import Part, Plan, Record, digest
+from hvkf.settings.jobs import StageJobs
 
 BAD_INPUT_CODE = 65
 TRY_AGAIN_CODE = 75

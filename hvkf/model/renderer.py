@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from hvkf.config import ModelConfig
 from hvkf.errors import BadInput
 from hvkf.model.conditioning import EmptyTiles, encode_condition
 from hvkf.model.device import best_device
@@ -22,6 +21,7 @@ from hvkf.model.sampler import sample_latents
 from hvkf.model.text import PromptEmbeds, encode_prompts
 from hvkf.model.vae import decode_latents, encode_video, to_pixels_range
 from hvkf.model_source import model_folder_or_hub_id
+from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import Store
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from hvkf import buckets, catalog, ledger
-from hvkf.config import CacheConfig, Config
+from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.records import (
     CatalogCommit,
@@ -21,6 +21,7 @@ from hvkf.records import (
     Summary,
     digest,
 )
+from hvkf.settings.data import CacheConfig
 from hvkf.storage import Store
 
 STAGE = "cache"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from hvkf import catalog, ledger
-from hvkf.config import Config, IngestConfig
+from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.progress import progress
 from hvkf.records import (
@@ -22,6 +22,7 @@ from hvkf.records import (
     Summary,
     digest,
 )
+from hvkf.settings.data import IngestConfig
 from hvkf.storage import Store, open_folder
 from hvkf.tables import TableRow, parse_table
 

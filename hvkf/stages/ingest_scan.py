@@ -5,8 +5,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hvkf.config import IngestConfig
 from hvkf.records import Failure
+from hvkf.settings.data import IngestConfig
 from hvkf.stages.ingest import VideoScan, VideoTask
 from hvkf.storage import Store, file_sha256
 from hvkf.video import MediaFault, probe, split_scenes

@@ -10,12 +10,14 @@ from typing import Literal
 
 from hvkf import ledger
 from hvkf.catalog import to_parquet
-from hvkf.config import Config, ModelConfig, RenderConfig
+from hvkf.config import Config
 from hvkf.errors import AlreadyExists, BadInput
 from hvkf.loras import Lora, resolve_lora
 from hvkf.manifest import ManifestRow, read_manifest, split_location
 from hvkf.model_source import TEXT_PARTS, model_identity
 from hvkf.records import FORMAT_VERSION, Failure, FileEntry, Part, Plan, Record, Summary, digest
+from hvkf.settings.experiment import ModelConfig
+from hvkf.settings.rendering import RenderConfig
 from hvkf.stages import train
 from hvkf.stages.pages import render_page
 from hvkf.stages.render_images import ImageFault, image_hashes

@@ -12,13 +12,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hvkf import ledger
-from hvkf.config import Config, DataConfig
+from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.model.flow_matching import drop_captions, sample_sigmas
 from hvkf.model.precision import from_stored
 from hvkf.model.random import draw_normal, generator_for
 from hvkf.model.text import PromptEmbeds
 from hvkf.model_source import cache_folder
+from hvkf.settings.data import DataConfig
 from hvkf.shards import MdsFolder, Sample, Segment
 from hvkf.storage import FolderStore, Store, open_folder
 from hvkf.training.batch_plan import GlobalBatch, MicroBatch, epoch_batches, micro_batches

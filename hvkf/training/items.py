@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from hvkf import ledger
 from hvkf.catalog import read_clips
-from hvkf.config import Config, DataConfig
+from hvkf.config import Config
 from hvkf.errors import BadInput, CorruptData
 from hvkf.records import digest
+from hvkf.settings.data import DataConfig
 from hvkf.storage import Store, open_folder
 
 INDEX_NAME = "index.json"

@@ -7,9 +7,10 @@ often it is saved are not part of it: a run may go on with other ones.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from hvkf.config import Config, Section
+from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.records import RunRecord, digest
+from hvkf.settings.section import Section
 from hvkf.training.batch_plan import num_epoch_steps
 from hvkf.training.items import Items
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hvkf.config import StageJobs
 from hvkf.errors import BadInput, TryAgain
 from hvkf.jobs import local
 from hvkf.jobs.local import Listener, run_plan, share_out
 from hvkf.records import Part, Plan
+from hvkf.settings.jobs import StageJobs
 from hvkf.storage import FolderStore
 
 # A worker that does what hvkf's workers do: says how far it is, and puts its parts' outputs.

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hvkf.config import ModelConfig
 from hvkf.errors import BadInput
 from hvkf.model import renderer as renderer_module
 from hvkf.model.conditioning import encode_condition
@@ -20,6 +19,7 @@ from hvkf.model.renderer import Renderer, RenderFault
 from hvkf.model.sampler import sample_latents
 from hvkf.model.text import encode_prompts
 from hvkf.model.vae import decode_latents
+from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import FolderStore
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -1,0 +1,1 @@
+"""Groups of settings, each beside the others of its subject; `hvkf.config` joins them."""
