@@ -96,3 +96,15 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+def deployed_only_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """List the dotted keys that come from the deployed configuration only, never from a form."""
+    keys = []
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("deployed_only"):
+            keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += deployed_only_keys(field.annotation, f"{prefix}{name}.")
+    return keys
