@@ -14,8 +14,8 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from hvkf.config import Config
-from hvkf.jobs.local import ERROR_PREFIX, Listener, run_plan
-from hvkf.jobs.spec import fault_of
+from hvkf.jobs.local import run_plan
+from hvkf.jobs.spec import ERROR_PREFIX, Listener, fault_of
 from hvkf.ledger import read_plan
 from hvkf.progress import WorkerBars, display
 from hvkf.records import Planned, Summary

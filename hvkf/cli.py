@@ -18,7 +18,9 @@ from hvkf.config import Config
 from hvkf.config_file import known_keys
 from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
-from hvkf.jobs.local import ERROR_PREFIX, Listener, run_plan
+from hvkf.jobs.local import run_plan
+from hvkf.jobs.manifest import read_numbers
+from hvkf.jobs.spec import ERROR_PREFIX, Listener
 from hvkf.processes import follow_parent
 from hvkf.progress import WorkerBars, display
 from hvkf.records import Plan, Planned, Summary
@@ -100,7 +102,11 @@ def _stage_command(stage: str) -> None:
             str | None, typer.Option(help="With run and commit: the plan's digest.")
         ] = None,
         parts: Annotated[
-            str | None, typer.Option(help="With run: numbers of parts, joined by commas.")
+            str | None, typer.Option(help="With run: numbers of parts, such as 0-3,7.")
+        ] = None,
+        index: Annotated[
+            int | None,
+            typer.Option(min=0, help="With run: only that of the parts, counted from 0."),
         ] = None,
     ) -> None:
         if step in (Step.ALL, Step.PLAN):
@@ -120,7 +126,7 @@ def _stage_command(stage: str) -> None:
         if step == Step.COMMIT:
             print(stage_module(stage).commit(found, store).model_dump_json())
         else:
-            _run_parts(stage, found, store, parts)
+            _run_parts(stage, found, store, parts, index)
 
     command.__doc__ = STAGES[stage]
     app.command(name=stage, epilog=EPILOG)(command)
@@ -142,18 +148,22 @@ def _planned(stage: str, config: Config, store: Store) -> str:
     ).model_dump_json()
 
 
-def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None) -> None:
+def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None, index: int | None) -> None:
     follow_parent()
     # What a worker logs reaches whoever started it; other libraries speak only of trouble.
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("hvkf").setLevel(logging.INFO)
     if stage == "train":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # its own handler saves a checkpoint first
-    chosen = range(len(plan.parts)) if parts is None else [int(part) for part in parts.split(",")]
-    if unknown := [index for index in chosen if not 0 <= index < len(plan.parts)]:
+    chosen = list(range(len(plan.parts))) if parts is None else read_numbers(parts)
+    if unknown := [number for number in chosen if not 0 <= number < len(plan.parts)]:
         raise BadInput(f"The plan has parts 0 to {len(plan.parts) - 1}, not {unknown}.")
+    if index is not None:
+        if index >= len(chosen):
+            raise BadInput(f"--index {index} is behind the {len(chosen)} parts given.")
+        chosen = [chosen[index]]
     with exit_code_recorded():
-        stage_module(stage).run(plan, store, [plan.parts[index] for index in chosen])
+        stage_module(stage).run(plan, store, [plan.parts[number] for number in chosen])
 
 
 def _train_as_rank(config: Config, store: Store) -> None:
@@ -173,10 +183,20 @@ for _stage in STAGES:
 
 @app.command(epilog=EPILOG)
 def run(
-    context: typer.Context, config: ConfigOption = None, workspace: WorkspaceOption = None
+    context: typer.Context,
+    config: ConfigOption = None,
+    workspace: WorkspaceOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be created on a cluster.")
+    ] = False,
 ) -> None:
     """Runs the whole chain as one Prefect flow: ingest, cache, encode, train, evaluate, render."""
     settings = read_config(context, config, workspace)
+    if dry_run:
+        from hvkf.dry_run import dry_run as what_would_be
+
+        print("\n---\n".join(text.rstrip() for text in what_would_be(settings)))
+        return
     from flows.local import run_pipeline  # importing Prefect takes seconds
 
     for summary in run_pipeline(settings):

@@ -47,8 +47,9 @@ def launch_command(
     *,
     num_processes: int,
     num_nodes: int = 1,
-    node_rank: int = 0,
+    node_rank: int | str = 0,
     rendezvous: str | None = None,
+    shutdown_timeout_s: int | None = None,
 ) -> list[str]:
     """Write the command that runs `python -m <arguments>` in several ranks.
 
@@ -56,8 +57,9 @@ def launch_command(
         arguments: A module and what it is given, such as hvkf.cli train run --plan ...
         num_processes: Ranks on this machine.
         num_nodes: Machines.
-        node_rank: Which of them this is.
+        node_rank: Which of them this is, or the variable that will say it.
         rendezvous: HOST:PORT of machine 0; needed with several machines.
+        shutdown_timeout_s: Seconds that ranks have to save their work when told to stop.
     """
     options = ["--processes", str(num_processes)]
     if num_nodes > 1:
@@ -65,6 +67,8 @@ def launch_command(
             raise BadInput(f"{num_nodes} machines need the HOST:PORT of machine 0 to meet at.")
         options += ["--nodes", str(num_nodes), "--node-rank", str(node_rank)]
         options += ["--rendezvous", rendezvous]
+    if shutdown_timeout_s is not None:
+        options += ["--shutdown-timeout", str(shutdown_timeout_s)]
     return [sys.executable, "-m", "hvkf.distributed", *options, "--", *arguments]
 
 
@@ -123,7 +127,7 @@ def run_ranks(options: argparse.Namespace) -> int:
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     with tempfile.TemporaryDirectory(prefix="hvkf-ranks-") as folder:
         process = subprocess.Popen(
-            torchrun_command(options, SHUTDOWN_TIMEOUT_S),
+            torchrun_command(options, options.shutdown_timeout),
             env={**os.environ, EXIT_CODES_VARIABLE: folder},
             preexec_fn=follow_parent,
         )
@@ -145,6 +149,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=1, help="Machines.")
     parser.add_argument("--node-rank", type=int, default=0, help="Which of them this is.")
     parser.add_argument("--rendezvous", help="HOST:PORT of machine 0, with several machines.")
+    parser.add_argument(
+        "--shutdown-timeout",
+        type=int,
+        default=SHUTDOWN_TIMEOUT_S,
+        help="Seconds that ranks have to save their work when told to stop.",
+    )
     parser.add_argument("arguments", nargs="+", help="Module and its arguments, after --.")
     return parser.parse_args(arguments)
 

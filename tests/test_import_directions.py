@@ -15,6 +15,8 @@ LEVELS = [
         "hvkf.cli",
         "hvkf.demo",
         "hvkf.doctor",
+        "hvkf.dry_run",
+        "hvkf.job_commands",
         "hvkf.verify",
         "hvkf.garbage",
         "hvkf.infer",

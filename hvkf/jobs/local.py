@@ -5,22 +5,19 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hvkf.distributed import launch_command
 from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
-from hvkf.jobs.spec import JobSpec, fault_of, job_for
+from hvkf.jobs.spec import ERROR_PREFIX, JobSpec, Listener, fault_of, job_for
 from hvkf.ledger import ATTEMPT_VARIABLE, pending_parts
 from hvkf.processes import PARENT_VARIABLE
 from hvkf.progress import PROGRESS_VARIABLE, parse_line
 from hvkf.records import Plan
 from hvkf.storage import Store
 
-ERROR_PREFIX = "error: "
 STOP_GRACE_S = 30.0
-
-Progress = dict[str, object]
 
 
 class Worker(NamedTuple):
@@ -28,13 +25,6 @@ class Worker(NamedTuple):
 
     process: subprocess.Popen[str]
     parts: tuple[int, ...]
-
-
-class Listener(NamedTuple):
-    """What the executor tells its caller while a job runs."""
-
-    on_progress: Callable[[int, Progress], None]
-    on_log: Callable[[str], None]
 
 
 def run_plan(plan: Plan, store: Store, listener: Listener) -> None:
@@ -89,6 +79,7 @@ def worker_environment(job: JobSpec, num_workers: int) -> dict[str, str]:
 
 def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
     """Start the job's workers, relay what they say, and return the worst fault."""
+    assert job.parts is not None
     shares = share_out(job.parts, 1 if job.is_gang else job.jobs.workers)
     environment = worker_environment(job, job.jobs.workers if job.is_gang else len(shares))
     workers = [Worker(_start(worker_command(job, share), environment), share) for share in shares]

@@ -1,23 +1,43 @@
 """What to run: a stage's parts, named by the digest of the work and the attempt."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
 from hvkf.records import Part, Plan, Record, digest
-from hvkf.settings.jobs import StageJobs
+from hvkf.settings.jobs import ClusterJobs, StageJobs
 
 BAD_INPUT_CODE = 65
 TRY_AGAIN_CODE = 75
 STOPPED_CODE = 143
 
 
+UNKNOWN = "?"
+ERROR_PREFIX = "error: "
+
+Progress = dict[str, object]
+
+
+class Listener(NamedTuple):
+    """What an executor tells its caller while a job runs."""
+
+    on_progress: Callable[[int, Progress], None]
+    on_log: Callable[[str], None]
+
+
 class JobSpec(Record):
-    """A job: parts of a plan, to be run by a number of workers."""
+    """A job: parts of a plan, to be run by a number of workers.
+
+    In a dry run, `plan` is UNKNOWN and `parts` is None where only an earlier stage will know them.
+    """
 
     stage: str
     workspace: str
     plan: str
-    parts: tuple[int, ...]
+    parts: tuple[int, ...] | None
     attempt: int
     jobs: StageJobs
+    cluster: ClusterJobs = ClusterJobs()
 
     @property
     def is_gang(self) -> bool:
@@ -25,10 +45,16 @@ class JobSpec(Record):
         return self.stage == "train"
 
     @property
+    def work(self) -> str:
+        """Name the work: who asks for the same one finds this job."""
+        if self.plan == UNKNOWN:
+            return UNKNOWN
+        return digest([self.stage, self.workspace, self.plan])[:12]
+
+    @property
     def name(self) -> str:
-        """Name the job by its work and attempt: who asks for the same work finds this job."""
-        work = digest([self.stage, self.workspace, self.plan])
-        return f"hvkf-{self.stage}-{work[:12]}-{self.attempt}"
+        """Name the job by its work and attempt."""
+        return f"hvkf-{self.stage}-{self.work}-{self.attempt}"
 
 
 def stage_jobs(plan: Plan) -> StageJobs:
@@ -46,6 +72,7 @@ def job_for(plan: Plan, workspace: str, parts: list[Part], attempt: int) -> JobS
         parts=tuple(part.index for part in parts),
         attempt=attempt,
         jobs=stage_jobs(plan),
+        cluster=ClusterJobs.model_validate(plan.config.get("jobs", {}).get("cluster", {})),
     )
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from hvkf.errors import BadInput, TryAgain
 from hvkf.jobs import local
-from hvkf.jobs.local import Listener, run_plan, share_out
+from hvkf.jobs.local import run_plan, share_out
+from hvkf.jobs.spec import Listener
 from hvkf.records import Part, Plan
 from hvkf.settings.jobs import StageJobs
 from hvkf.storage import FolderStore
