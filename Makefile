@@ -49,6 +49,10 @@ lock: ## resolve requirements.lock anew from pyproject.toml (needs uv)
 demo: env ## the whole chain on real clips with a tiny checkpoint, in demo/
 	@$(VENV)/bin/hvkf demo demo
 
+.PHONY: serve
+serve: env ## Prefect's UI with all flows on this machine, in serve/ (Ctrl-C ends it)
+	@$(PY) -m flows.serve serve --port $(or $(PORT),4200)
+
 .PHONY: check
 check: env ## lint, format and types
 	$(PY) -m ruff check .
@@ -65,8 +69,8 @@ test-all: env ## the fast tests and the long drills
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(TEST_WORKERS) -m "not gpu and not browser"
 
 .PHONY: clean
-clean: ## remove the environment link and the demo (not the shared packages)
-	rm -rf $(VENV) demo
+clean: ## remove the environment link and the demo and serve/ (not the shared packages)
+	rm -rf $(VENV) demo serve
 
 .PHONY: docs
 docs: env ## write docs/configuration.md anew from the settings

@@ -2,16 +2,16 @@
 
 from prefect import flow
 
+from flows.forms import CacheForm
 from flows.stage import run_stage
-from hvkf.config import Config
 from hvkf.records import Summary
 
 
 @flow(name="cache")
-def cache(config: Config) -> Summary:
+def cache(request: CacheForm) -> Summary:
     """Reads the catalog and its videos; writes resized frames as MDS shards (scenes/).
 
     Args:
-        config: All settings; the stage reads its own sections.
+        request: The deployed settings to use, and what to change of them.
     """
-    return run_stage("cache", config)
+    return run_stage("cache", request.to_config())

@@ -2,16 +2,16 @@
 
 from prefect import flow
 
+from flows.forms import EncodeForm
 from flows.stage import run_stage
-from hvkf.config import Config
 from hvkf.records import Summary
 
 
 @flow(name="encode")
-def encode(config: Config) -> Summary:
+def encode(request: EncodeForm) -> Summary:
     """Reads scenes and the checkpoint's encoders; writes latent shards (latents/).
 
     Args:
-        config: All settings; the stage reads its own sections.
+        request: The deployed settings to use, and what to change of them.
     """
-    return run_stage("encode", config)
+    return run_stage("encode", request.to_config())

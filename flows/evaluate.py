@@ -2,16 +2,16 @@
 
 from prefect import flow
 
+from flows.forms import EvaluateForm
 from flows.stage import run_stage
-from hvkf.config import Config
 from hvkf.records import Summary
 
 
 @flow(name="evaluate")
-def evaluate(config: Config) -> Summary:
+def evaluate(request: EvaluateForm) -> Summary:
     """Reads a run's LoRA and held-out clips; writes metrics and a report (evals/).
 
     Args:
-        config: All settings; the stage reads its own sections.
+        request: The deployed settings to use, and what to change of them.
     """
-    return run_stage("evaluate", config)
+    return run_stage("evaluate", request.to_config())

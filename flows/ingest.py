@@ -2,16 +2,16 @@
 
 from prefect import flow
 
+from flows.forms import IngestForm
 from flows.stage import run_stage
-from hvkf.config import Config
 from hvkf.records import Summary
 
 
 @flow(name="ingest")
-def ingest(config: Config) -> Summary:
+def ingest(request: IngestForm) -> Summary:
     """Reads a table of videos and captions; writes a catalog of clips (datasets/).
 
     Args:
-        config: All settings; the stage reads its own sections.
+        request: The deployed settings to use, and what to change of them.
     """
-    return run_stage("ingest", config)
+    return run_stage("ingest", request.to_config())

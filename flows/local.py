@@ -37,6 +37,6 @@ def run_pipeline(config: Config) -> list[Summary]:
 
 
 def _run(config: Config) -> list[Summary]:
-    from flows.pipeline import pipeline  # reads Prefect's settings when imported
+    from flows.pipeline import pipeline_of  # reads Prefect's settings when imported
 
-    return pipeline(config)
+    return pipeline_of(config)

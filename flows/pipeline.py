@@ -1,25 +1,47 @@
-"""The whole chain as one flow: each stage's flow after the other."""
+"""The whole chain as one flow: each stage as a flow of its own, one after the other."""
 
 from prefect import flow
 
-from flows.cache import cache
-from flows.encode import encode
-from flows.evaluate import evaluate
-from flows.ingest import ingest
-from flows.render import render
-from flows.train import train
+from flows.forms import PipelineForm
+from flows.stage import run_stage
 from hvkf.config import Config
 from hvkf.records import Summary
 
+STAGES = ("ingest", "cache", "encode", "train", "evaluate")
+
 
 @flow(name="pipeline")
-def pipeline(config: Config) -> list[Summary]:
+def pipeline(request: PipelineForm) -> list[Summary]:
     """Run ingest, cache, encode, train, evaluate and, where a manifest is set, render.
+
+    Args:
+        request: The deployed settings to use, and what to change of them.
+    """
+    return run_chain(request.to_config())
+
+
+@flow(name="pipeline from the shell")
+def pipeline_of(config: Config) -> list[Summary]:
+    """Run the same chain with settings that were read from a file and the command line.
 
     Args:
         config: All settings.
     """
-    stages = [ingest, cache, encode, train, evaluate]
-    if config.render.manifest is not None:
-        stages.append(render)
-    return [stage(config) for stage in stages]
+    return run_chain(config)
+
+
+def run_chain(config: Config) -> list[Summary]:
+    """Run the stages of the chain, each as a flow run below the one that calls this."""
+    stages = [*STAGES, *(["render"] if config.render.manifest is not None else [])]
+    return [run_below(stage, config) for stage in stages]
+
+
+def run_below(stage: str, config: Config) -> Summary:
+    """Run a stage as a flow run of its own."""
+    summary: Summary = _stage.with_options(name=f"{stage} of a chain")(stage, config)
+    return summary
+
+
+@flow(flow_run_name="{stage}")
+def _stage(stage: str, config: Config) -> Summary:
+    return run_stage(stage, config)

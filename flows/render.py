@@ -2,16 +2,16 @@
 
 from prefect import flow
 
+from flows.forms import RenderForm
 from flows.stage import run_stage
-from hvkf.config import Config
 from hvkf.records import Summary
 
 
 @flow(name="render")
-def render(config: Config) -> Summary:
+def render(request: RenderForm) -> Summary:
     """Reads a manifest of keyframe pairs and a LoRA; writes videos (renders/).
 
     Args:
-        config: All settings; the stage reads its own sections.
+        request: The deployed settings to use, and what to change of them.
     """
-    return run_stage("render", config)
+    return run_stage("render", request.to_config())

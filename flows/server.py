@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hvkf.errors import HvkfError
+from hvkf.errors import HvkfError, TryAgain
 from hvkf.processes import PARENT_VARIABLE, follow_parent
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
+AWAY_TIMEOUT_S = 600.0
 # No pages, and none of the services that watch over deployments: a run needs the API only.
 SERVER_SETTINGS = {
     "PREFECT_UI_ENABLED": "0",
@@ -30,18 +31,29 @@ SERVER_SETTINGS = {
 
 @contextmanager
 def temporary_server(home: Path) -> Iterator[str]:
+    """Run a server for one run, without pages; see `serving`."""
+    with serving(home, free_port(), SERVER_SETTINGS) as address:
+        yield address
+
+
+@contextmanager
+def serving(home: Path, port: int, settings: dict[str, str]) -> Iterator[str]:
     """Run a server whose files lie in `home`, and yield its API's address.
 
     Raises:
         HvkfError: it did not start; its log is named.
     """
-    port = _free_port()
     address = f"http://127.0.0.1:{port}/api"
     log_file = home / "server.log"
     with log_file.open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "flows.server", str(port)],
-            env={**os.environ, **SERVER_SETTINGS, PARENT_VARIABLE: str(os.getpid())},
+            env={
+                **os.environ,
+                **settings,
+                "PREFECT_API_URL": address,  # what its pages call
+                PARENT_VARIABLE: str(os.getpid()),
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -59,7 +71,35 @@ def temporary_server(home: Path) -> Iterator[str]:
             server.wait()
 
 
-def _free_port() -> int:
+def wait_for_server() -> None:
+    """Wait until the server of PREFECT_API_URL answers: what ends now must be told to it.
+
+    A work of hours is not lost to a server that is restarted meanwhile.
+
+    Raises:
+        TryAgain: it stayed away; what was done is in the workspace.
+    """
+    address = os.environ.get("PREFECT_API_URL")
+    deadline_s = time.monotonic() + AWAY_TIMEOUT_S
+    while address is not None and not _answers(address):
+        if time.monotonic() > deadline_s:
+            raise TryAgain(
+                f"Prefect's server {address} has been away for {AWAY_TIMEOUT_S:.0f} s: when it is "
+                "back, retry the run; it goes on from what is done."
+            )
+        time.sleep(1.0)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def free_port() -> int:
+    """Find a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -69,11 +109,9 @@ def _free_port() -> int:
 def _wait_for(server: subprocess.Popen[bytes], address: str, log_file: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+        if _answers(address):
+            return
+        time.sleep(0.1)
     raise HvkfError(f"Prefect's server did not start; its log is {log_file}.")
 
 

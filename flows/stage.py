@@ -2,22 +2,16 @@
 
 import subprocess
 import sys
-from typing import Any, cast
-from uuid import UUID
 
 from prefect import task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
-from prefect.logging import get_run_logger
+from prefect.artifacts import create_markdown_artifact
 
+from flows.server import wait_for_server
+from flows.watching import watch
 from hvkf.config import Config
 from hvkf.jobs.local import run_plan
-from hvkf.jobs.spec import ERROR_PREFIX, Listener, fault_of
+from hvkf.jobs.spec import ERROR_PREFIX, fault_of
 from hvkf.ledger import read_plan
-from hvkf.progress import WorkerBars, display
 from hvkf.records import Planned, Summary
 from hvkf.storage import open_store
 
@@ -37,6 +31,7 @@ def run_stage(stage: str, config: Config) -> Summary:
         run_job.with_options(name=f"{stage} job")(stage, planned)
     arguments = [stage, "commit", "--workspace", planned.workspace, "--plan", planned.plan]
     summary = Summary.model_validate_json(_hvkf(arguments, ""))
+    wait_for_server()
     create_markdown_artifact(
         key=f"{stage}-summary", markdown=_markdown(summary), description=f"What {stage} did"
     )
@@ -48,29 +43,8 @@ def run_job(stage: str, planned: Planned) -> None:
     """Run the parts of a plan that the ledger lacks."""
     store = open_store(planned.workspace)
     plan = read_plan(store, stage, planned.plan)
-    logger = get_run_logger()
-    artifact = cast(UUID, create_progress_artifact(0.0, key=f"{stage}-progress"))
-    done: dict[int, tuple[int, int]] = {}
-    with display() as bars:
-        worker_bars = WorkerBars(bars)
-
-        def on_progress(worker: int, event: dict[str, Any]) -> None:
-            worker_bars.show(worker, event)
-            before = _percent(done)
-            done[worker] = (event["done"], event["total"])
-            if int(_percent(done)) > int(before):
-                update_progress_artifact(artifact, _percent(done))
-
-        def on_log(line: str) -> None:
-            bars.console.print(line, markup=False, highlight=False)
-            logger.info(line)
-
-        run_plan(plan, store, Listener(on_progress, on_log))
-
-
-def _percent(done: dict[int, tuple[int, int]]) -> float:
-    total = sum(count for _, count in done.values())
-    return 100.0 * sum(count for count, _ in done.values()) / total if total else 0.0
+    with watch(plan, store) as listener:
+        run_plan(plan, store, listener)
 
 
 def _hvkf(arguments: list[str], standard_input: str) -> str:

@@ -2,16 +2,16 @@
 
 from prefect import flow
 
+from flows.forms import TrainForm
 from flows.stage import run_stage
-from hvkf.config import Config
 from hvkf.records import Summary
 
 
 @flow(name="train")
-def train(config: Config) -> Summary:
+def train(request: TrainForm) -> Summary:
     """Reads latents and the transformer; writes checkpoints and the LoRA (runs/).
 
     Args:
-        config: All settings; the stage reads its own sections.
+        request: The deployed settings to use, and what to change of them.
     """
-    return run_stage("train", config)
+    return run_stage("train", request.to_config())

@@ -261,11 +261,16 @@ def doctor() -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to put data, checkpoint and results.")],
+    prepare_only: Annotated[
+        bool, typer.Option(help="Write data, checkpoint and settings, and run nothing.")
+    ] = False,
 ) -> None:
     """Runs the whole chain on three real clips with a tiny checkpoint that it builds."""
     from hvkf.demo import prepare
 
     config = prepare(folder)
+    if prepare_only:
+        return
     app(args=["run", "--config", str(config)], standalone_mode=False)
 
 

@@ -12,6 +12,7 @@ from hvkf.settings.data import CacheConfig, DataConfig, EncodeConfig, IngestConf
 from hvkf.settings.evaluation import EvaluateConfig
 from hvkf.settings.experiment import ExperimentConfig, ModelConfig
 from hvkf.settings.jobs import JobsConfig
+from hvkf.settings.nightly import NightlyConfig
 from hvkf.settings.rendering import RenderConfig
 from hvkf.settings.section import Section
 from hvkf.settings.training import (
@@ -42,6 +43,7 @@ class Config(Section):
     ddp_kwargs: DdpConfig = DdpConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     render: RenderConfig = RenderConfig()
+    nightly: NightlyConfig = NightlyConfig()
     jobs: JobsConfig = JobsConfig()
 
     @model_validator(mode="after")

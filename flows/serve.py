@@ -1,0 +1,108 @@
+"""The operator's house on one machine, for a first look: server, pool, worker, deployments.
+
+    python -m flows.serve FOLDER [--port 4200]
+
+Everything lies in FOLDER; Ctrl-C ends all of it, and what runs is told to stop and save.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.local import PREFECT_SETTINGS
+from flows.server import free_port, serving
+from hvkf.errors import HvkfError, Stopped
+from hvkf.processes import PARENT_VARIABLE
+
+POOL = "local"
+ROOT = Path(__file__).parents[1]
+# A worker gives the flows that it is told to stop 30 s to save.
+WORKER_STOP_S = 45.0
+
+
+def write_configs(folder: Path) -> Path:
+    """Write the settings that the forms can name: the demo's as default, and the presets."""
+    configs = folder / "configs"
+    if not (configs / "default.yaml").exists():
+        print(f"Making the demo's data and tiny checkpoint in {folder}")
+        subprocess.run(
+            [sys.executable, "-m", "hvkf.cli", "demo", str(folder), "--prepare-only"], check=True
+        )
+        configs.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "config.yaml", configs / "default.yaml")
+        shutil.copyfile(folder / "config.yaml", configs / "tiny.yaml")
+    for preset in ROOT.glob("configs/hunyuan-*.yaml"):
+        if not (configs / preset.name).exists():
+            shutil.copyfile(preset, configs / preset.name)
+    return configs
+
+
+@contextmanager
+def house(folder: Path, port: int) -> Iterator[str]:
+    """Run server, pool and worker with all deployments; yield the address of the UI."""
+    folder = folder.absolute()
+    home = folder / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    settings = {**PREFECT_SETTINGS, "PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_HOME": str(home)}
+    os.environ.update({**settings, "HVKF_CODE": str(ROOT), "HVKF_CONFIGS": str(folder / "configs")})
+    with serving(home, port, {}) as address:
+        os.environ["PREFECT_API_URL"] = address
+        subprocess.run([sys.executable, "-m", "flows.deploy", "--pool", POOL], check=True, cwd=ROOT)
+        with _worker(home):
+            yield address.removesuffix("/api")
+
+
+@contextmanager
+def _worker(home: Path) -> Iterator[None]:
+    with (home / "worker.log").open("a") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "flows.worker", POOL],
+            env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # the terminal's Ctrl-C is for this process alone
+        )
+    try:
+        yield
+        if worker.poll() is not None:
+            raise HvkfError(f"The worker ended; its log is {home / 'worker.log'}.")
+    finally:
+        worker.terminate()
+        try:
+            worker.wait(WORKER_STOP_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def _stop(signum: int, frame: object) -> None:
+    raise Stopped("Told to stop.")
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--port", type=int, default=0, help="0: any that is free")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)
+    write_configs(given.folder.absolute())
+    try:
+        with house(given.folder, given.port or free_port()) as address:
+            print(f"Prefect's UI: {address}  (Ctrl-C ends everything)", flush=True)
+            while True:
+                time.sleep(3600)
+    except (KeyboardInterrupt, Stopped):
+        print("Everything is stopped; the same command goes on from here.")
+
+
+if __name__ == "__main__":
+    main()
