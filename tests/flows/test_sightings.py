@@ -1,0 +1,49 @@
+"""The figures of a running job: items, rate, time left, failures, and the table of parts."""
+
+from flows.sightings import MAX_ROWS, Sightings
+
+
+def event(done: int, total: int, failed: int = 0) -> dict[str, object]:
+    return {"done": done, "total": total, "note": "clip.mp4", "failed": failed}
+
+
+def test_workers_add_up_to_a_rate_and_the_time_left() -> None:
+    seen = Sightings([0, 1])
+    assert seen.summary(0.0) == (0.0, "waiting for the first sign of the workers")
+    seen.see(0, event(0, 100), 0.0)
+    seen.see(1, event(0, 100), 0.0)
+    seen.see(0, event(40, 100), 10.0)
+    seen.see(1, event(20, 100, failed=3), 10.0)
+    seen.see_pending([1])
+    percent, sentence = seen.summary(10.0)
+    assert percent == 30.0
+    assert sentence == ("60 of 200 items, 6 per second, 23 s left, 3 failed, 1 of 2 parts done")
+
+
+def test_what_was_done_before_a_resume_is_no_speed() -> None:
+    seen = Sightings([0])
+    seen.see(0, event(900, 1000), 0.0)
+    seen.see(0, event(901, 1000), 100.0)
+    assert "0.01 per second, 2 h 45 min left" in seen.summary(100.0)[1]
+
+
+def test_a_worker_that_starts_again_counts_from_there() -> None:
+    seen = Sightings([0])
+    seen.see(0, event(90, 100), 0.0)
+    seen.see(0, event(10, 100), 50.0)
+    seen.see(0, event(20, 100), 60.0)
+    assert seen.summary(60.0)[1].startswith("20 of 100 items, 1 per second")
+
+
+def test_the_table_lists_workers_then_parts_to_do_and_stays_short() -> None:
+    seen = Sightings(range(MAX_ROWS + 50))
+    seen.see_pending([70])
+    seen.see(3, event(1, 2), 0.0)
+    rows = seen.rows()
+    assert [(row["what"], row["state"]) for row in rows[:3]] == [
+        ("worker 3", "running"),
+        ("part 70", "to do"),
+        ("part 0", "done"),
+    ]
+    assert rows[-1]["what"] == "and 50 more parts"
+    assert len(rows) == MAX_ROWS + 2
