@@ -24,7 +24,7 @@ LEVELS = [
         "hvkf.command_options",
         "flows",
     },
-    {"hvkf.stages", "hvkf.jobs", "hvkf.training"},
+    {"hvkf.stages", "hvkf.jobs", "hvkf.training", "hvkf.nightly"},
     {
         "hvkf.model",
         "hvkf.shards",
