@@ -9,11 +9,18 @@ from prefect.artifacts import create_markdown_artifact
 from flows.server import wait_for_server
 from flows.watching import watch
 from hvkf.config import Config
+from hvkf.errors import HvkfError
 from hvkf.jobs.local import run_plan
 from hvkf.jobs.spec import ERROR_PREFIX, fault_of
 from hvkf.ledger import read_plan
 from hvkf.records import Planned, Summary
 from hvkf.storage import open_store
+
+PICTURED = {
+    "cache": "the first samples of each bucket",
+    "train": "loss and validation loss over the steps",
+    "evaluate": "given keyframes beside the made video's first and last frame",
+}
 
 
 def run_stage(stage: str, config: Config) -> Summary:
@@ -25,17 +32,21 @@ def run_stage(stage: str, config: Config) -> Summary:
     planned = Planned.model_validate_json(
         _hvkf([stage, "plan", "--config", "-"], config.model_dump_json())
     )
-    if planned.done is not None:
-        return planned.done
+    summary = planned.done or _work(stage, planned)
+    wait_for_server()
+    create_markdown_artifact(
+        key=f"{stage}-summary",
+        markdown=_markdown(summary, planned.workspace),
+        description=f"What {stage} did",
+    )
+    return summary
+
+
+def _work(stage: str, planned: Planned) -> Summary:
     if planned.num_pending:
         run_job.with_options(name=f"{stage} job")(stage, planned)
     arguments = [stage, "commit", "--workspace", planned.workspace, "--plan", planned.plan]
-    summary = Summary.model_validate_json(_hvkf(arguments, ""))
-    wait_for_server()
-    create_markdown_artifact(
-        key=f"{stage}-summary", markdown=_markdown(summary), description=f"What {stage} did"
-    )
-    return summary
+    return Summary.model_validate_json(_hvkf(arguments, ""))
 
 
 @task
@@ -65,8 +76,19 @@ def _hvkf(arguments: list[str], standard_input: str) -> str:
     return ended.stdout.splitlines()[-1]
 
 
-def _markdown(summary: Summary) -> str:
+def _markdown(summary: Summary, workspace: str) -> str:
     lines = [f"# {summary.stage}", "", "done before" if summary.reused else "done", ""]
     lines += [f"- {line}" for line in summary.text.splitlines()]
-    lines += [f"- {name}: `{link}`" for name, link in summary.links.items()]
+    lines += [f"- {name}: `{workspace}/{link}`" for name, link in summary.links.items()]
+    if summary.stage in PICTURED:
+        lines += ["", _picture(summary, workspace)]
     return "\n".join(lines)
+
+
+def _picture(summary: Summary, workspace: str) -> str:
+    """Draw what a stage made; a picture that cannot be drawn fails nothing, and says why."""
+    command = ["picture", summary.stage, summary.result, "--workspace", workspace]
+    try:
+        return f"![{PICTURED[summary.stage]}]({_hvkf(command, '')})"
+    except HvkfError as fault:
+        return f"*There is no picture: {fault}*"

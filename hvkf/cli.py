@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hvkf import ledger
+from hvkf import ledger, picture_command
 from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_config
 from hvkf.config import Config
 from hvkf.config_file import known_keys
@@ -247,6 +247,7 @@ def gc(
 
 
 add_commands(app)
+picture_command.add_commands(app)
 
 
 @app.command()

@@ -1,11 +1,13 @@
 """The chain: the same items by any number of workers, growth by segments, nothing twice."""
 
+import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hvkf import ledger
 from hvkf.cli import STAGES, run_stage
@@ -13,6 +15,8 @@ from hvkf.config import Config
 from hvkf.records import DatasetCommit, SegmentRecord, Summary
 from hvkf.stages.cache import scenes_root
 from hvkf.stages.encode import latents_root
+from hvkf.stages.pictures import LABEL_HEIGHT, draw
+from hvkf.stages.previews import HEIGHT
 from hvkf.storage import FolderStore
 from hvkf.verify import verify_workspace
 from tests.workspaces import small_config, write_clip, write_dataset, write_table
@@ -138,6 +142,10 @@ def test_the_whole_chain_runs_as_one_flow_and_then_finds_everything_done(
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.count("done before") == expected
     assert list((tmp_path / "workspace" / "renders").rglob("*.mp4"))
+    (metrics,) = (tmp_path / "workspace" / "evals").rglob("metrics.json")
+    store = FolderStore(tmp_path / "workspace")
+    picture, _ = draw("evaluate", metrics.relative_to(store.root).as_posix(), store)
+    assert Image.open(io.BytesIO(picture)).size == (4 * HEIGHT, HEIGHT + LABEL_HEIGHT)
     for stage in STAGES:
         assert loaded_by_planning(stage, file) == "[]"
 

@@ -22,6 +22,7 @@ LEVELS = [
         "hvkf.infer",
         "hvkf.reference_commands",
         "hvkf.command_options",
+        "hvkf.picture_command",
         "flows",
     },
     {"hvkf.stages", "hvkf.jobs", "hvkf.training", "hvkf.nightly"},

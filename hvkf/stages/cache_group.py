@@ -15,6 +15,7 @@ from hvkf.shards import SegmentWriter
 from hvkf.stages.cache import CHANNELS, SceneGroup, SceneItem, SceneSegment, scenes_root
 from hvkf.stages.ingest import source_folder
 from hvkf.stages.ingest_scan import local_file
+from hvkf.stages.previews import Preview
 from hvkf.storage import Store, file_sha256, open_folder
 from hvkf.video import MediaFault, decode_frames, resample_indices
 
@@ -54,7 +55,7 @@ def _run_group(config: Config, store: Store, group: SceneGroup, shown: Progress)
         if not store.exists(ledger.segment_path(root, segment.segment_id))
     ]
     with ExitStack() as cleanup:
-        writers = {}
+        writers, previews = {}, {segment.items[0].bucket: Preview() for segment in missing}
         for segment in missing:
             bucket = segment.items[0].bucket
             writer = SegmentWriter(segment.segment_id, bucket, COLUMNS, config.cache.compression)
@@ -62,10 +63,12 @@ def _run_group(config: Config, store: Store, group: SceneGroup, shown: Progress)
             writers[bucket] = writer
         for index, clip in enumerate(group.clips):
             items = [item for item in _items(missing) if item.clip == index]
-            _store_clip(config, clip, items, writers)
+            _store_clip(config, clip, items, writers, previews)
             shown.advance(note=clip.source)
         for writer in writers.values():
             writer.commit(store, root, ledger.attempt_name())
+        for segment in missing:
+            previews[segment.items[0].bucket].put(store, segment.segment_id)
 
 
 def _items(segments: Sequence[SceneSegment]) -> Iterator[SceneItem]:
@@ -74,7 +77,11 @@ def _items(segments: Sequence[SceneSegment]) -> Iterator[SceneItem]:
 
 
 def _store_clip(
-    config: Config, clip: Clip, items: Sequence[SceneItem], writers: dict[str, SegmentWriter]
+    config: Config,
+    clip: Clip,
+    items: Sequence[SceneItem],
+    writers: dict[str, SegmentWriter],
+    previews: dict[str, Preview],
 ) -> None:
     """Add a clip's samples to their segments, or their failures: a sample is whole or absent."""
     if not items:
@@ -91,6 +98,7 @@ def _store_clip(
         return
     for item, video in zip(items, videos, strict=True):
         writers[item.bucket].add(item.key, clip.source_sha256, _sample(clip, item, video))
+        previews[item.bucket].add(video[0])
 
 
 def _decode(config: Config, clip: Clip, items: Sequence[SceneItem], sources: Store) -> list[Pixels]:

@@ -1,0 +1,156 @@
+"""One picture of what a stage made: buckets of cache, curves of train, keyframes of evaluate.
+
+It is made where the flow runs, from what workers left in the workspace: no torch, no shards.
+"""
+
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from hvkf import ledger
+from hvkf.errors import BadInput
+from hvkf.records import DatasetCommit, TrainResult
+from hvkf.stages.evaluate import Metrics
+from hvkf.stages.pages import data_uri
+from hvkf.stages.previews import HEIGHT, preview_path, side_by_side, to_jpeg
+from hvkf.storage import Store
+from hvkf.training.losses import Row, read_losses
+from hvkf.video import decode_frames, probe
+
+MAX_BUCKETS = 12
+MAX_PAIRS = 6
+LABEL_HEIGHT = 18
+MIN_WIDTH = 320
+SMOOTHING_STEPS = 25
+
+
+def draw(stage: str, result: str, store: Store) -> tuple[bytes, str]:
+    """Draw the picture of a stage's result; return its bytes and suffix.
+
+    Args:
+        stage: cache, train or evaluate.
+        result: The path in the workspace that the stage's summary names as its result.
+        store: The workspace.
+
+    Raises:
+        BadInput: the stage has no picture, or there is no such result.
+    """
+    drawers: dict[str, Callable[[Store, str], bytes]] = {
+        "cache": contact_sheet,
+        "train": curves,
+        "evaluate": keyframes,
+    }
+    if stage not in drawers:
+        raise BadInput(f"There is no picture of {stage}, but of: {', '.join(drawers)}.")
+    if not store.exists(result):
+        raise BadInput(f"There is no {result} in {store.url} to draw: run `hvkf {stage}` first.")
+    return drawers[stage](store, result), ".png" if stage == "train" else ".jpg"
+
+
+def as_data_uri(picture: tuple[bytes, str]) -> str:
+    """Write a picture so that a page can hold it itself."""
+    return data_uri(*picture)
+
+
+def contact_sheet(store: Store, commit_path: str) -> bytes:
+    """Show each bucket's first samples, one row a bucket, from the previews of its segments."""
+    root = commit_path.partition("/commits/")[0]
+    commit = DatasetCommit.from_json(store.read(commit_path))
+    rows: dict[str, Image.Image] = {}
+    counts: dict[str, int] = {}
+    masked = set(commit.masked)
+    for segment in commit.segments:
+        record = ledger.read_segment(store, root, segment)
+        live = sum(item.key not in masked for item in record.items)
+        counts[record.bucket] = counts.get(record.bucket, 0) + live
+        if record.bucket not in rows and store.exists(preview_path(segment)):
+            rows[record.bucket] = Image.open(io.BytesIO(store.read(preview_path(segment))))
+    if not rows:
+        raise BadInput(f"No segment of {commit_path} has a preview: it was made before there were.")
+    shown = sorted(rows)[:MAX_BUCKETS]
+    titles = [f"{bucket}: {counts[bucket]} samples" for bucket in shown]
+    return to_jpeg(_stack([rows[bucket] for bucket in shown], titles))
+
+
+def curves(store: Store, result_path: str) -> bytes:
+    """Draw the losses of a run over its steps, and the validation loss."""
+    # Here: it takes half a second, which the other pictures need not pay.
+    from matplotlib.figure import Figure
+
+    result = TrainResult.from_json(store.read(result_path))
+    rows = read_losses(store, result.run_id, result.num_steps)
+    steps = [row["step"] for row in rows]
+    losses = np.array([row["loss"] for row in rows], dtype=np.float64)
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", title=result.run_id)
+    axes.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
+    axes.plot(steps, smoothed(losses), color="tab:blue", label=f"mean of {SMOOTHING_STEPS} steps")
+    measured = _validation(rows)
+    if measured:
+        axes.plot(*zip(*measured, strict=True), "o-", color="tab:orange", label="validation loss")
+    axes.legend()
+    axes.grid(visible=True, alpha=0.3)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png")
+    return sink.getvalue()
+
+
+def _validation(rows: Sequence[Row]) -> list[tuple[int, float]]:
+    return [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+
+
+def smoothed(losses: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
+    """Average each step's loss with those before it, `SMOOTHING_STEPS` in all."""
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    ends = np.arange(1, len(losses) + 1)
+    begins = np.maximum(0, ends - SMOOTHING_STEPS)
+    return [float(mean) for mean in (sums[ends] - sums[begins]) / (ends - begins)]
+
+
+def keyframes(store: Store, metrics_path: str) -> bytes:
+    """Show, for the first pairs: given first image, made first and last frame, given last."""
+    metrics = Metrics.from_json(store.read(metrics_path))
+    rows, titles = [], []
+    for pair in metrics.pairs[:MAX_PAIRS]:
+        given = [
+            Image.open(io.BytesIO(store.read(pair.files[end]))).convert("RGB")
+            for end in ("first", "last")
+        ]
+        made = _ends(store, pair.files["lora"])
+        rows.append(side_by_side([_sized(picture) for picture in (given[0], *made, given[1])]))
+        titles.append(f"{pair.source}, {pair.bucket}: given, made ... made, given")
+    return to_jpeg(_stack(rows, titles))
+
+
+def _ends(store: Store, path: str) -> list[Image.Image]:
+    """Decode the first and the last frame of a stored video."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = store.local_path(path)
+        if file is None:
+            file = Path(folder) / PurePosixPath(path).name
+            store.download(path, file)
+        wanted = [0, probe(file).num_frames - 1]
+        return [Image.fromarray(frame) for _, frame in decode_frames(file, wanted)]
+
+
+def _sized(picture: Image.Image) -> Image.Image:
+    width = max(1, round(picture.width * HEIGHT / picture.height))
+    return picture.resize((width, HEIGHT), Image.Resampling.BILINEAR)
+
+
+def _stack(rows: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Put rows below each other, each under its title."""
+    width = max(MIN_WIDTH, *(row.width for row in rows))
+    height = sum(row.height + LABEL_HEIGHT for row in rows)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    top = 0
+    for row, title in zip(rows, titles, strict=True):
+        pen.text((4, top + 3), title, fill="black")
+        sheet.paste(row, (0, top + LABEL_HEIGHT))
+        top += row.height + LABEL_HEIGHT
+    return sheet
