@@ -10,11 +10,11 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from hvkf.errors import AlreadyExists, BadInput, CorruptData, DiskFull, TryAgain
+from hvkf.errors import AlreadyExists, BadInput, CorruptData, DiskFull
 
 TEMPORARY_PREFIX = ".partial-"
 COPY_CHUNK_BYTES = 1 << 20
@@ -165,108 +165,13 @@ class FolderStore:
             temporary.replace(target)
 
     def download(self, path: str, file: Path) -> None:
-        _into_place(file, lambda temporary: shutil.copyfile(self._file(path), temporary))
+        into_place(file, lambda temporary: shutil.copyfile(self._file(path), temporary))
 
     def delete(self, path: str) -> None:
         self._file(path).unlink(missing_ok=True)
 
     def local_path(self, path: str) -> Path | None:
         return self._file(path)
-
-
-class S3Store:
-    """A workspace in an S3 bucket; needs a service with conditional writes (If-None-Match)."""
-
-    def __init__(self, url: str) -> None:
-        import s3fs  # here, because importing it takes half a second
-
-        self.url = url.rstrip("/")
-        self.root = self.url.removeprefix("s3://")
-        # Listings are not cached: other workers write at the same time.
-        self._fs: Any = s3fs.S3FileSystem(use_listings_cache=False)
-
-    def _key(self, path: str) -> str:
-        return f"{self.root}/{safe_path(path)}"
-
-    def read(self, path: str) -> bytes:
-        with _explain_s3(self.url):
-            data: bytes = self._fs.cat_file(self._key(path))
-        return data
-
-    def exists(self, path: str) -> bool:
-        with _explain_s3(self.url):
-            return bool(self._fs.isfile(self._key(path)))
-
-    def stat(self, path: str) -> ObjectStat:
-        with _explain_s3(self.url):
-            info = self._fs.info(self._key(path))
-        modified_s = info["LastModified"].timestamp()
-        return ObjectStat(info["size"], f"etag:{info['ETag']}", modified_s)
-
-    def list(self, prefix: str) -> Iterator[str]:
-        with _explain_s3(self.url):
-            keys = self._fs.find(self._key(prefix))
-        yield from sorted(key.removeprefix(self.root + "/") for key in keys)
-
-    def list_partial(self) -> Iterator[str]:
-        yield from ()  # S3 shows no object before it is whole
-
-    def put(self, path: str, data: bytes) -> None:
-        with _explain_s3(self.url):
-            self._fs.pipe_file(self._key(path), data)
-
-    def put_new(self, path: str, data: bytes) -> None:
-        bucket, _, key = self._key(path).partition("/")
-        with _explain_s3(self.url):
-            try:
-                self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-            except (FileExistsError, OSError) as fault:
-                if not _is_precondition_failure(fault):
-                    raise
-                raise AlreadyExists(f"{self.url}/{path} was written before.") from None
-
-    def upload(self, file: Path, path: str) -> None:
-        with _explain_s3(self.url):
-            self._fs.put_file(str(file), self._key(path))
-            stored_bytes = self._fs.info(self._key(path))["size"]
-        if stored_bytes != file.stat().st_size:
-            raise TryAgain(
-                f"{self.url}/{path} was stored with {stored_bytes} of {file.stat().st_size} bytes."
-            )
-
-    def download(self, path: str, file: Path) -> None:
-        with _explain_s3(self.url):
-            _into_place(file, lambda part: self._fs.get_file(self._key(path), str(part)))
-
-    def delete(self, path: str) -> None:
-        with _explain_s3(self.url), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._key(path))
-
-    def local_path(self, path: str) -> Path | None:
-        return None
-
-
-def _is_precondition_failure(fault: OSError) -> bool:
-    response = getattr(fault.__cause__, "response", None) or {}
-    code = response.get("Error", {}).get("Code")
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return isinstance(fault, FileExistsError) or code == "PreconditionFailed" or status == 412
-
-
-@contextlib.contextmanager
-def _explain_s3(url: str) -> Iterator[None]:
-    """Say in words what the service refused; a missing object stays FileNotFoundError."""
-    try:
-        yield
-    except PermissionError as fault:
-        raise BadInput(
-            f"Access to {url} was refused ({fault}): check the AWS credentials of this process "
-            "and that they may read, write and list there."
-        ) from fault
-    except FileNotFoundError:
-        raise
-    except (ConnectionError, TimeoutError) as fault:
-        raise TryAgain(f"{url} cannot be reached: {fault}.") from fault
 
 
 def _write_durably(file: Path, data: bytes) -> None:
@@ -276,7 +181,8 @@ def _write_durably(file: Path, data: bytes) -> None:
         os.fsync(sink.fileno())
 
 
-def _into_place(file: Path, fill: Any) -> None:
+def into_place(file: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a local file under another name, and give it its own when it is whole."""
     temporary = file.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     with explain_full_disk(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -304,6 +210,8 @@ def object_sha256(store: Store, path: str) -> str:
 def open_folder(url: str) -> Store:
     """Open any folder or `s3://` prefix, such as the one the source videos lie in."""
     if url.startswith("s3://"):
+        from hvkf.storage_s3 import S3Store  # here, because importing s3fs takes half a second
+
         return S3Store(url)
     if "://" in url:
         raise BadInput(

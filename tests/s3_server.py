@@ -1,22 +1,32 @@
 """A real S3 service for tests: SeaweedFS, on free ports of this machine."""
 
+import ctypes
 import importlib.metadata
 import json
+import os
+import random
+import signal
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 
 ACCESS_KEY = "hvkf-test"
 SECRET_KEY = "hvkf-test-secret"
+BUCKET = "bucket"
 START_TIMEOUT_S = 60.0
 PARTS = ("master", "volume", "filer", "s3")
 # SeaweedFS serves gRPC on each part's port and this more.
 GRPC_OFFSET = 10_000
+PR_SET_PDEATHSIG = 1
 
 
 def _is_free(port: int) -> bool:
@@ -25,10 +35,14 @@ def _is_free(port: int) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    free = [
-        port for port in range(21_000, 30_000) if _is_free(port) and _is_free(port + GRPC_OFFSET)
-    ]
-    return free[:count]
+    # Servers of several test processes look for ports at the same moment.
+    candidates = random.sample(range(21_000, 30_000), 200)
+    return [port for port in candidates if _is_free(port) and _is_free(port + GRPC_OFFSET)][:count]
+
+
+def _end_with_parent() -> None:
+    """Let Linux kill this process when the one that started it is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answers(address: str) -> bool:
@@ -49,9 +63,40 @@ def _weed() -> str:
     return str(programs[0])
 
 
+class S3Service(NamedTuple):
+    """A running service: where it is, and a bucket for the tests."""
+
+    address: str
+    bucket: str
+
+    def use(self, monkeypatch: pytest.MonkeyPatch, address: str | None = None) -> None:
+        """Let clients of this process, and of those it starts, find the service (or a proxy)."""
+        for name, value in environment_of(address or self.address).items():
+            monkeypatch.setenv(name, value)
+        from hvkf.storage_s3 import file_system  # half a second, which other tests need not pay
+
+        file_system.cache_clear()
+
+    def new_url(self) -> str:
+        """Return the address of a workspace that no other test uses."""
+        return f"s3://{self.bucket}/{uuid.uuid4().hex[:12]}"
+
+
+def environment_of(address: str) -> dict[str, str]:
+    """Return the environment in which clients find the service."""
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
 @contextmanager
-def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """Run the service, and yield the environment in which clients find it."""
+def s3_service(folder: Path) -> Iterator[S3Service]:
+    """Run SeaweedFS with its files in `folder` until the tests are done."""
     ports = dict(zip(PARTS, _free_ports(len(PARTS)), strict=True))
     identity = {
         "name": "test",
@@ -66,23 +111,46 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
             [
                 *(_weed(), "server", "-s3", f"-s3.config={settings}", f"-dir={folder}", *options),
                 *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=50"),
-                "-master.volumeSizeLimitMB=512",
+                *("-master.volumeSizeLimitMB=512", "-master.telemetry=false"),
+                # Services of fixed ports, which a second server beside this one has taken.
+                *("-s3.port.iceberg=0", "-s3.port.lance=0"),
             ],
             stdout=log,
             stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,
         )
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not _answers(f"http://127.0.0.1:{ports['s3']}"):
+        address = f"http://127.0.0.1:{ports['s3']}"
+        while not _answers(address):
             assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
             assert time.monotonic() < deadline_s, "SeaweedFS did not start"
             time.sleep(0.1)
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        _make_bucket(address, deadline_s)
+        yield S3Service(address, BUCKET)
     finally:
         server.kill()  # its graceful end takes half a minute, and nothing is kept
         server.wait()
+
+
+def _make_bucket(address: str, deadline_s: float) -> None:
+    import botocore.session
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=address,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+    )
+    while True:
+        try:
+            client.create_bucket(Bucket=BUCKET)
+            # It answers before its volumes can be written to.
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"1")
+            break
+        except (BotoCoreError, ClientError):
+            assert time.monotonic() < deadline_s, "SeaweedFS takes no objects"
+            time.sleep(0.3)
+    client.close()

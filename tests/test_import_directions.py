@@ -38,6 +38,7 @@ LEVELS = [
     },
     {
         "hvkf.storage",
+        "hvkf.storage_s3",
         "hvkf.video",
         "hvkf.containers",
         "hvkf.buckets",
@@ -62,10 +63,10 @@ ONLY_IN = {
     "prefect": ("flows/",),
     "kubernetes": ("hvkf/jobs/kubernetes.py",),
     "streaming": ("hvkf/shards.py",),
-    "fsspec": ("hvkf/storage.py",),
-    "s3fs": ("hvkf/storage.py",),
-    "boto3": ("hvkf/storage.py",),
-    "botocore": ("hvkf/storage.py",),
+    "fsspec": ("hvkf/storage_s3.py",),
+    "s3fs": ("hvkf/storage_s3.py",),
+    "boto3": ("hvkf/storage_s3.py",),
+    "botocore": ("hvkf/storage_s3.py",),
 }
 MODULES = sorted([*(ROOT / "hvkf").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
 
