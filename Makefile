@@ -44,6 +44,8 @@ env: $(VENV)/.complete ## the Python environment, from requirements.lock
 lock: ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --python-version 3.11 --extra model --extra demo --extra dev \
 	  --no-annotate --no-header -o requirements.lock
+	uv pip compile pyproject.toml --python-version 3.11 -c requirements.lock \
+	  --no-annotate --no-header -o requirements-flow.lock
 
 .PHONY: demo
 demo: env ## the whole chain on real clips with a tiny checkpoint, in demo/
