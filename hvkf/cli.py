@@ -250,13 +250,31 @@ add_commands(app)
 picture_command.add_commands(app)
 
 
-@app.command()
-def doctor() -> None:
-    """Says what this machine has and lacks for each stage."""
+@app.command(epilog=EPILOG)
+def doctor(
+    context: typer.Context,
+    config: ConfigOption = None,
+    workspace: WorkspaceOption = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at the cluster and S3 of --config instead.")
+    ] = False,
+) -> None:
+    """Says what this machine, or a cluster, has and lacks for each stage."""
     from hvkf.doctor import examine
 
-    for line in examine():
-        print(line)
+    if not cluster:
+        for line in examine():
+            print(line)
+        return
+    settings = read_config(context, config, workspace)
+    from hvkf.doctor_cluster import examine_cluster  # importing the client takes a second
+
+    lacking = 0
+    for line in examine_cluster(settings):
+        print(line, flush=True)
+        lacking += line.startswith("lacks")
+    if lacking:
+        raise BadInput(f"{lacking} things are lacking (see above).")
 
 
 @app.command()

@@ -183,6 +183,17 @@ class S3Store:
     def local_path(self, path: str) -> Path | None:
         return None
 
+    def refuses_wrong_keys(self) -> bool:
+        """Ask for the bucket's objects with keys that no service has given out."""
+        stranger = _connect(key="hvkf-doctor", secret="wrong-on-purpose")
+        try:
+            self._ride_out(
+                lambda: stranger.call_s3("list_objects_v2", Bucket=self.bucket, MaxKeys=1)
+            )
+        except BadInput:
+            return True
+        return False
+
     def _head(self, path: str) -> dict[str, Any]:
         answer: dict[str, Any] = self._call("head_object", Key=self._key(path))
         return answer
@@ -238,8 +249,6 @@ class S3Store:
         self._in_parallel(fetch, range(CHUNK_BYTES, first.size, CHUNK_BYTES))
 
     def _in_parallel(self, work: Callable[[int], ResultT], items: range) -> Sequence[ResultT]:
-        if not items:
-            return []
         with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
             return list(pool.map(work, items))
 
@@ -308,8 +317,13 @@ class S3Store:
 @functools.lru_cache(maxsize=1)
 def file_system(pid: int) -> Any:
     """Make s3fs's object, one for each process: it does not survive a fork."""
+    return _connect()
+
+
+def _connect(**keys: str) -> Any:
     # Listings are not cached: other workers write at the same time.
     made = s3fs.S3FileSystem(
+        **keys,
         use_listings_cache=False,
         skip_instance_cache=True,
         config_kwargs={"retries": {"max_attempts": 0}, "read_timeout": 60, "connect_timeout": 5},

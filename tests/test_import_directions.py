@@ -15,6 +15,7 @@ LEVELS = [
         "hvkf.cli",
         "hvkf.demo",
         "hvkf.doctor",
+        "hvkf.doctor_cluster",
         "hvkf.dry_run",
         "hvkf.job_commands",
         "hvkf.verify",
@@ -61,7 +62,7 @@ LEVELS = [
 ]
 ONLY_IN = {
     "prefect": ("flows/",),
-    "kubernetes": ("hvkf/jobs/kubernetes.py",),
+    "kubernetes": ("hvkf/jobs/kubernetes.py", "hvkf/jobs/kubernetes_access.py"),
     "streaming": ("hvkf/shards.py",),
     "fsspec": ("hvkf/storage_s3.py",),
     "s3fs": ("hvkf/storage_s3.py",),
