@@ -25,6 +25,7 @@ from hvkf.processes import follow_parent
 from hvkf.progress import WorkerBars, display
 from hvkf.records import Plan, Planned, Summary
 from hvkf.reference_commands import add_commands
+from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.storage import Store, open_store
 
 INTERRUPTED_CODE = 130
@@ -248,6 +249,7 @@ def gc(
 
 add_commands(app)
 picture_command.add_commands(app)
+add_registry_commands(app)
 
 
 @app.command(epilog=EPILOG)

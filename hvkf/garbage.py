@@ -3,6 +3,7 @@
 import time
 
 from hvkf.records import DatasetCommit, SegmentRecord
+from hvkf.registry import unused_loras
 from hvkf.storage import Store
 
 SHARD_ROOTS = ("scenes", "latents")
@@ -11,10 +12,10 @@ SHARD_ROOTS = ("scenes", "latents")
 def find_garbage(store: Store, min_age_s: float) -> list[tuple[str, int]]:
     """List objects that no commit refers to and that are older than `min_age_s`, with their sizes.
 
-    Scenes and latents count as used by any commit of any data set; plans, runs, evaluations and
-    renders are never garbage.
+    Scenes and latents count as used by any commit of any data set, a LoRA of the registry by any
+    version of any name; plans, runs, evaluations and renders are never garbage.
     """
-    candidates = list(store.list_partial())
+    candidates = [*store.list_partial(), *unused_loras(store)]
     for kind in SHARD_ROOTS:
         candidates += _unused_shards(store, list(store.list(kind)))
     oldest_kept_s = time.time() - min_age_s

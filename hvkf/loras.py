@@ -6,11 +6,12 @@ from pathlib import Path
 from hvkf.errors import BadInput, CorruptData
 from hvkf.model_source import WORKSPACE_SCHEME, cache_folder
 from hvkf.records import CheckpointRecord, Record, TrainResult
+from hvkf.registry import LORA_FILE_NAME, check_lora, pick_version, read_registered
 from hvkf.storage import Store, file_sha256, object_sha256
 
 NONE = "none"
 RUN_SCHEME = "run:"
-LORA_FILE_NAME = "pytorch_lora_weights.safetensors"
+REGISTRY_SCHEME = "registry:"
 LORA_SUFFIXES = (".safetensors", ".sft")
 CHECKPOINT_NAME = re.compile(r"step-\d{8,}")
 MAX_SHOWN_RUNS = 5
@@ -34,15 +35,20 @@ def resolve_lora(spec: str, store: Store) -> Lora:
     """Find the LoRA that a setting means, and hash it; nothing is loaded.
 
     Args:
-        spec: `none`; `run:RUN_ID` (its final step); `run:RUN_ID/step-00000500`;
+        spec: `none`; `registry:NAME` (what is in use under that name); `registry:NAME@3` (its
+            version 3); `run:RUN_ID` (its final step); `run:RUN_ID/step-00000500`;
             `workspace:PATH`; or the path of a file or folder of this machine.
         store: The workspace.
 
     Raises:
         BadInput: there is no such LoRA, or the run has no result yet.
+        CorruptData: a registered LoRA is gone, or its bytes are not those that were promoted.
     """
     if spec == NONE:
         return Lora(name=NONE)
+    if spec.startswith(REGISTRY_SCHEME):
+        name, _, number = spec.removeprefix(REGISTRY_SCHEME).partition("@")
+        return registered_lora(store, name, number or None)
     if spec.startswith(RUN_SCHEME):
         run_id, _, checkpoint = spec.removeprefix(RUN_SCHEME).partition("/")
         return run_lora(store, run_id, checkpoint or None)
@@ -51,6 +57,25 @@ def resolve_lora(spec: str, store: Store) -> Lora:
         return Lora(name=spec, location=WORKSPACE_SCHEME + path, sha256=object_sha256(store, path))
     file = _local_file(spec)
     return Lora(name=spec, location=str(file), sha256=file_sha256(file))
+
+
+def registered_lora(store: Store, name: str, number: str | None = None) -> Lora:
+    """Find the LoRA in use under a registered name, or one of its versions; its name tells which.
+
+    Raises:
+        BadInput: no such name or version.
+        CorruptData: the LoRA is gone, or its bytes are not those that were promoted.
+    """
+    if number is not None and not number.isdecimal():
+        raise BadInput(f"{number!r} is no version: write {REGISTRY_SCHEME}{name}@3.")
+    version = pick_version(read_registered(store, name), None if number is None else int(number))
+    return Lora(
+        name=f"{REGISTRY_SCHEME}{name}@{version.version}",
+        location=WORKSPACE_SCHEME + check_lora(store, name, version),
+        sha256=version.lora_sha256,
+        run_id=version.run_id,
+        checkpoint=version.checkpoint,
+    )
 
 
 def run_lora(store: Store, run_id: str, checkpoint: str | None = None) -> Lora:
@@ -150,7 +175,7 @@ def _local_file(spec: str) -> Path:
     if not path.is_file():
         raise BadInput(
             f"There is no LoRA {spec!r}: give a .safetensors or .sft file, a folder with one, "
-            "run:RUN_ID, workspace:PATH, or none."
+            "registry:NAME, run:RUN_ID, workspace:PATH, or none."
         )
     if path.suffix not in LORA_SUFFIXES:
         raise BadInput(

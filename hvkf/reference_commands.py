@@ -30,7 +30,9 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
-LORA_HELP = "A .safetensors or .sft file, a folder with one, run:RUN_ID, or workspace:PATH."
+LORA_HELP = (
+    "registry:NAME, run:RUN_ID, workspace:PATH, a .safetensors or .sft file, or a folder with one."
+)
 LoraOption = Annotated[str, typer.Option(help=f"{LORA_HELP} Or none.")]
 ModelOption = Annotated[
     str | None, typer.Option(help="A hub id or a folder; left out, HunyuanVideo's hub id.")
@@ -149,7 +151,7 @@ def _store_for(lora: str, workspace: str | None) -> Store:
     """Open the workspace that a LoRA lies in; without one, paths are of this machine."""
     if workspace is not None:
         return open_store(workspace)
-    if lora.startswith(("run:", "workspace:")):
+    if lora.startswith(("registry:", "run:", "workspace:")):
         raise ConfigError(f"{lora} lies in a workspace: give --workspace FOLDER or s3://...")
     return open_folder(".")
 

@@ -6,6 +6,7 @@ many try; `list` shows what was put before it was called. Paths are relative, wi
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import NamedTuple, Protocol
 from hvkf.errors import AlreadyExists, BadInput, CorruptData, DiskFull
 
 TEMPORARY_PREFIX = ".partial-"
+LOCK_NAME = ".lock"
 COPY_CHUNK_BYTES = 1 << 20
 FORMAT_FILE = "hvkf-workspace"
 WORKSPACE_FORMAT = 1
@@ -58,6 +60,9 @@ class Store(Protocol):
 
     def put_new(self, path: str, data: bytes) -> None:
         """Create an object; AlreadyExists when there is one."""
+
+    def put_if(self, path: str, data: bytes, expected: bytes | None) -> None:
+        """Replace an object that still holds `expected` (None: create it); else AlreadyExists."""
 
     def upload(self, file: Path, path: str) -> None:
         """Write an object from a local file, whole or not at all."""
@@ -132,7 +137,7 @@ class FolderStore:
             found += [
                 (relative / name).as_posix()
                 for name in names
-                if not name.startswith(TEMPORARY_PREFIX)
+                if not name.startswith(TEMPORARY_PREFIX) and name != LOCK_NAME
             ]
         yield from sorted(found)
 
@@ -154,6 +159,19 @@ class FolderStore:
                 os.link(temporary, target)
             except FileExistsError:
                 raise AlreadyExists(f"{self.url}/{path} was written before.") from None
+
+    def put_if(self, path: str, data: bytes, expected: bytes | None) -> None:
+        if expected is None:
+            self.put_new(path, data)
+            return
+        # The kernel lets go of the lock when its holder is killed. The bytes are compared, for
+        # two writes may bear the same time.
+        target = self._file(path)
+        with (target.parent / LOCK_NAME).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.is_file() or target.read_bytes() != expected:
+                raise AlreadyExists(f"{self.url}/{path} was changed by another writer.")
+            self.put(path, data)
 
     def upload(self, file: Path, path: str) -> None:
         target = self._file(path)

@@ -152,6 +152,20 @@ class S3Store:
             if self._head(path)["Metadata"].get(MARK) != mark:
                 raise AlreadyExists(f"{self.url}/{path} was written before.") from None
 
+    def put_if(self, path: str, data: bytes, expected: bytes | None) -> None:
+        if expected is None:
+            self.put_new(path, data)
+            return
+        try:
+            # The tag is asked for before the bytes: it is stale if they changed in between.
+            tag = self.stat(path).tag
+            found: bytes | None = self.read(path)
+        except FileNotFoundError:
+            tag, found = "", None
+        if found != expected:
+            raise AlreadyExists(f"{self.url}/{path} was changed by another writer.")
+        self.replace(path, data, tag)
+
     def replace(self, path: str, data: bytes, tag: str) -> None:
         """Write an object that is still as `stat` saw it; AlreadyExists when it has changed."""
         mark = uuid.uuid4().hex

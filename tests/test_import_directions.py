@@ -22,6 +22,7 @@ LEVELS = [
         "hvkf.garbage",
         "hvkf.infer",
         "hvkf.reference_commands",
+        "hvkf.registry_commands",
         "hvkf.command_options",
         "hvkf.picture_command",
         "flows",
@@ -58,6 +59,7 @@ LEVELS = [
         "hvkf.errors",
         "hvkf.progress",
         "hvkf.processes",
+        "hvkf.code_version",
     },
 ]
 ONLY_IN = {

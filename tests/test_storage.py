@@ -56,6 +56,40 @@ def test_of_many_at_once_exactly_one_creates_the_object(store: FolderStore) -> N
     assert [str(winner).encode() for winner in winners] == [store.read("claim")]
 
 
+def test_put_if_replaces_only_what_is_as_expected(store: FolderStore) -> None:
+    store.put_if("a", b"first", None)
+    with pytest.raises(AlreadyExists):
+        store.put_if("a", b"second", None)
+    with pytest.raises(AlreadyExists):
+        store.put_if("a", b"second", b"other")
+    store.put_if("a", b"second", b"first")
+    store.delete("a")
+    with pytest.raises(AlreadyExists):
+        store.put_if("a", b"third", b"second")
+    assert not store.exists("a")
+
+
+def test_counting_up_at_once_loses_no_count(store: FolderStore) -> None:
+    store.put("count", b"0")
+
+    def count_up() -> None:
+        done = 0
+        while done < 20:
+            found = store.read("count")
+            try:
+                store.put_if("count", str(int(found) + 1).encode(), found)
+            except AlreadyExists:
+                continue
+            done += 1
+
+    threads = [threading.Thread(target=count_up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.read("count") == b"80"
+
+
 def test_an_upload_that_fails_leaves_nothing_to_be_read(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

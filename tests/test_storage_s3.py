@@ -55,6 +55,18 @@ def test_a_missing_object_is_a_file_not_found_error(store: S3Store, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_put_if_replaces_only_what_is_as_expected(store: S3Store) -> None:
+    store.put_if("changing", b"first", None)
+    with pytest.raises(AlreadyExists):
+        store.put_if("changing", b"second", None)
+    with pytest.raises(AlreadyExists):
+        store.put_if("changing", b"second", b"other")
+    store.put_if("changing", b"second", b"first")
+    assert store.read("changing") == b"second"
+    with pytest.raises(AlreadyExists):
+        store.put_if("gone", b"second", b"first")
+
+
 def test_put_new_writes_once(store: S3Store) -> None:
     store.put_new("once", b"first")
     for data in (b"second", b"first"):

@@ -14,7 +14,8 @@ class RenderConfig(Section):
     )
     lora: str | None = Field(
         None,
-        description="A LoRA file or folder, run:RUN_ID[/step-N], or none; left out: this run's.",
+        description="registry:NAME (what is in use), run:RUN_ID[/step-N], a file or folder, or "
+        "none; left out: this run's.",
     )
     lora_alpha: float | None = Field(
         None, gt=0, description="Alpha of a LoRA file that records none."
