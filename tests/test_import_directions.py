@@ -60,6 +60,7 @@ LEVELS = [
         "hvkf.progress",
         "hvkf.processes",
         "hvkf.code_version",
+        "hvkf.ahead",
     },
 ]
 ONLY_IN = {

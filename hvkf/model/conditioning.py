@@ -4,15 +4,28 @@ Encoding the dataset and rendering both condition through this module, so that t
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hvkf.errors import BadInput
-from hvkf.model.vae import encode_moments, encode_with, latents_from_moments, to_pixels_range
+from hvkf.model.vae import (
+    encode_moments,
+    encode_spatially,
+    encode_with,
+    latent_frames,
+    latents_from_moments,
+    part_encoder,
+    temporal_tiles,
+    to_pixels_range,
+)
 
 NUM_KEPT_SHAPES = 16
+
+ValueT = TypeVar("ValueT")
 
 
 def keyframes_of(
@@ -62,27 +75,91 @@ def condition_video(keyframes: Mapping[int, torch.Tensor], num_frames: int) -> t
     return frames
 
 
-class EmptyTiles:
-    """The moments of temporal tiles without a keyframe, encoded once per shape and VAE.
+class EmptyMoments(NamedTuple):
+    """The posterior of an all-empty video: mean and deviation, float32 [16, f, h, w] each."""
 
-    Equal tiles have bit-identical moments, so reuse changes nothing but the time: most tiles of a
-    condition video are empty (9 of 11 at 129 frames). Keep one for as long as its VAE is loaded.
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+class EmptyTiles:
+    """The moments of tiles without a keyframe, encoded once per shape and VAE.
+
+    Equal tiles have bit-identical moments, so reuse changes nothing but the time: most temporal
+    tiles of a condition video are empty (9 of 11 at 129 frames), and so are all the spatial parts
+    that a large one is cut into. Keep one for as long as its VAE is loaded.
     """
 
     def __init__(self, vae: AutoencoderKLHunyuanVideo) -> None:
-        self._encode = encode_with(vae)
-        self._kept: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._vae = vae
+        self._encode_part = part_encoder(vae)
+        self._parts: _Recent[torch.Tensor] = _Recent()
+        self._tiles: _Recent[torch.Tensor] = _Recent()
+        self._videos: _Recent[EmptyMoments] = _Recent()
 
     def moments(self, tile: torch.Tensor) -> torch.Tensor:
         """Return the moments of an empty tile [1, 3, n, H, W] of that shape, as an own copy."""
+
+        def encode_part(part: torch.Tensor) -> torch.Tensor:
+            # Blending writes into its operands.
+            shape = tuple(part.shape)
+            return self._parts.get(shape, lambda: self._encode_part(part.contiguous())).clone()
+
         shape = tuple(tile.shape)
+        return self._tiles.get(
+            shape, lambda: encode_spatially(self._vae, tile, encode_part)
+        ).clone()
+
+    @torch.inference_mode()
+    def of_video(self, num_frames: int, height: int, width: int) -> EmptyMoments:
+        """Return the posterior of an empty video of 4k+1 frames and that size in pixels."""
+
+        def encode() -> EmptyMoments:
+            vae = self._vae
+            pixel = torch.full((1, 3, 1, 1, 1), -1.0, device=vae.device, dtype=vae.dtype)
+            video = pixel.expand(1, 3, num_frames, height, width)
+            moments = encode_moments(vae, video, lambda tile, start: self.moments(tile))
+            posterior = DiagonalGaussianDistribution(moments.to(torch.float32))
+            return EmptyMoments(posterior.mean[0].cpu(), posterior.std[0].cpu())
+
+        return self._videos.get((num_frames, height, width), encode)
+
+
+class _Recent(Generic[ValueT]):
+    """The values made last, by shape."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], ValueT] = OrderedDict()
+
+    def get(self, shape: tuple[int, ...], make: Callable[[], ValueT]) -> ValueT:
         if shape not in self._kept:
-            self._kept[shape] = self._encode(tile, 0)
+            self._kept[shape] = make()
         self._kept.move_to_end(shape)
         while len(self._kept) > NUM_KEPT_SHAPES:
             self._kept.popitem(last=False)
-        # Blending writes into its operands.
-        return self._kept[shape].clone()
+        return self._kept[shape]
+
+
+def empty_latent_frames(
+    vae: AutoencoderKLHunyuanVideo, positions: Iterable[int], num_frames: int
+) -> list[int]:
+    """List the latent frames of a condition video that no tile with a keyframe has touched.
+
+    Their moments are those of an empty video of that shape, bit by bit.
+
+    Args:
+        vae: The VAE, whose tiles they are.
+        positions: Where the keyframes are; negative ones count from the end.
+        num_frames: F, 4k+1.
+    """
+    filled = {position % num_frames for position in positions}
+    tiles = temporal_tiles(vae, num_frames)
+    empty = [not any(frame in filled for frame in tile.frames) for tile in tiles]
+    return [
+        frame
+        for frame in range(latent_frames(num_frames))
+        if all(empty[number] for number, tile in enumerate(tiles) if frame in tile.latent_frames)
+    ]
 
 
 @torch.inference_mode()

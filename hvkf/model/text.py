@@ -64,6 +64,8 @@ def encode_prompts(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     max_sequence_length: int = MAX_SEQUENCE_LENGTH,
+    *,
+    is_padded: bool = True,
 ) -> PromptEmbeds:
     """Encode captions into what the transformer reads.
 
@@ -74,11 +76,13 @@ def encode_prompts(
         device: Where the results go; left out, where the encoders are.
         dtype: Type of the embeddings; left out, Llama's.
         max_sequence_length: Llama tokens kept of each caption (L).
+        is_padded: Whether to compute padding up to L; left out, L is the longest caption's. Llama
+            looks back only, so that tokens that count are the same but for rounding.
 
     Returns:
         Embeddings of B rows and L tokens. A longer caption loses its end.
     """
-    embeds, mask = _llama_embeds(encoders, captions, max_sequence_length)
+    embeds, mask = _llama_embeds(encoders, captions, max_sequence_length, is_padded)
     pooled = _clip_embeds(encoders, captions)
     target_dtype = dtype or embeds.dtype
     return PromptEmbeds(
@@ -89,13 +93,13 @@ def encode_prompts(
 
 
 def _llama_embeds(
-    encoders: "TextEncoders", captions: Sequence[str], max_sequence_length: int
+    encoders: "TextEncoders", captions: Sequence[str], max_sequence_length: int, is_padded: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     texts = [PROMPT_TEMPLATE.replace("{}", caption) for caption in captions]
     tokens = encoders.tokenizer(
         texts,
         max_length=max_sequence_length + NUM_PREFIX_TOKENS,
-        padding="max_length",
+        padding="max_length" if is_padded else "longest",
         truncation=True,
         return_tensors="pt",
         return_attention_mask=True,

@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 TileEncoder = Callable[[torch.Tensor, int], torch.Tensor]
+PartEncoder = Callable[[torch.Tensor], torch.Tensor]
+
+
+class TemporalTile(NamedTuple):
+    """Frames that are encoded together, and the latent frames that they have a part in."""
+
+    frames: range
+    latent_frames: range
 
 
 def to_pixels_range(frames: torch.Tensor) -> torch.Tensor:
@@ -63,8 +71,9 @@ def encode_moments(
 ) -> torch.Tensor:
     """Encode a video to its posterior's moments, equal to diffusers' `vae.encode` bit by bit.
 
-    diffusers cuts more than 16 frames into temporal tiles of 17, one every 12, and blends them; a
-    last tile of one frame is encoded there and thrown away, here it is left out.
+    diffusers cuts more than 16 frames into temporal tiles of 17, one every 12, and blends them. A
+    last tile of one frame is encoded there and thrown away, and one of five is blended in with
+    weight 0: here both are left out.
 
     Args:
         vae: The VAE.
@@ -79,34 +88,106 @@ def encode_moments(
     if encode_tile is None:
         encode_tile = encode_with(vae)
     num_frames = video.shape[2]
-    if num_frames <= vae.tile_sample_min_num_frames:
-        return encode_tile(video, 0)
-    stride = vae.tile_sample_stride_num_frames
-    starts = [
-        start for start in range(0, num_frames, stride) if start == 0 or num_frames - start > 1
-    ]
     tiles = []
-    for start in starts:
-        tile = video[:, :, start : start + vae.tile_sample_min_num_frames + 1]
-        moments = encode_tile(tile, start)
+    for frames, _ in temporal_tiles(vae, num_frames):
+        moments = encode_tile(video[:, :, frames.start : frames.stop], frames.start)
         # The first latent of a later tile saw one frame only: it gives way to its predecessor's.
-        tiles.append(moments if start == 0 else moments[:, :, 1:])
+        tiles.append(moments if frames.start == 0 else moments[:, :, 1:])
     return _blend_temporally(vae, tiles)[:, :, : latent_frames(num_frames)]
+
+
+def temporal_tiles(vae: AutoencoderKLHunyuanVideo, num_frames: int) -> list[TemporalTile]:
+    """List the tiles that a video of 4k+1 frames is cut into along time."""
+    if num_frames <= vae.tile_sample_min_num_frames:
+        return [TemporalTile(range(num_frames), range(latent_frames(num_frames)))]
+    length, stride = vae.tile_sample_min_num_frames + 1, vae.tile_sample_stride_num_frames
+    ratio = vae.temporal_compression_ratio
+    tiles = []
+    for start in range(0, num_frames, stride):
+        frames = range(start, min(start + length, num_frames))
+        # The first two latents of a later tile give way: one to its predecessor's end, and the next
+        # is blended in with weight 0. A tile of 5 frames or fewer has nothing else.
+        first = start // ratio + 2 if start else 0
+        end = start // ratio + latent_frames(len(frames))
+        if first < end:
+            tiles.append(TemporalTile(frames, range(first, end)))
+    return tiles
 
 
 def encode_with(vae: AutoencoderKLHunyuanVideo) -> TileEncoder:
     """Make the encoder of one temporal tile, with diffusers' spatial tiling where it is large."""
 
+    encode_part = part_encoder(vae)
+
     def encode_tile(tile: torch.Tensor, start: int) -> torch.Tensor:
-        height, width = tile.shape[-2:]
-        is_large = height > vae.tile_sample_min_height or width > vae.tile_sample_min_width
-        if vae.use_tiling and is_large:
-            # Declared to return the output class, it returns the tensor.
-            return cast(torch.Tensor, vae.tiled_encode(tile))
-        moments: torch.Tensor = vae.quant_conv(vae.encoder(tile))
-        return moments
+        return encode_spatially(vae, tile, encode_part)
 
     return encode_tile
+
+
+def encode_spatially(
+    vae: AutoencoderKLHunyuanVideo, tile: torch.Tensor, encode_part: PartEncoder
+) -> torch.Tensor:
+    """Encode a temporal tile as `vae.tiled_encode` does where it is large, and whole elsewhere.
+
+    Args:
+        vae: The VAE.
+        tile: [1, 3, n, H, W] in the VAE's type.
+        encode_part: Encodes a part of it; its result is written to.
+
+    Returns:
+        Moments [1, 32, (n-1)/4+1, H/8, W/8].
+    """
+    height, width = tile.shape[-2:]
+    is_large = height > vae.tile_sample_min_height or width > vae.tile_sample_min_width
+    if not (vae.use_tiling and is_large):
+        return encode_part(tile)
+    side = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+    stride = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+    rows = [
+        [
+            encode_part(tile[..., top : top + side[0], left : left + side[1]])
+            for left in range(0, width, stride[1])
+        ]
+        for top in range(0, height, stride[0])
+    ]
+    ratio = vae.spatial_compression_ratio
+    kept_height, kept_width = stride[0] // ratio, stride[1] // ratio
+    overlap = (side[0] // ratio - kept_height, side[1] // ratio - kept_width)
+    kept = [
+        [
+            _blend_spatially(vae, rows, y, x, overlap)[..., :kept_height, :kept_width]
+            for x in range(len(row))
+        ]
+        for y, row in enumerate(rows)
+    ]
+    return torch.cat([torch.cat(row, dim=4) for row in kept], dim=3)
+
+
+def _blend_spatially(
+    vae: AutoencoderKLHunyuanVideo,
+    rows: list[list[torch.Tensor]],
+    y: int,
+    x: int,
+    overlap: tuple[int, int],
+) -> torch.Tensor:
+    """Blend a part with those above and to the left of it, which are blended already."""
+    part = rows[y][x]
+    if y:
+        part = vae.blend_v(rows[y - 1][x], part, overlap[0])
+    if x:
+        part = vae.blend_h(rows[y][x - 1], part, overlap[1])
+    return part
+
+
+def part_encoder(vae: AutoencoderKLHunyuanVideo) -> PartEncoder:
+    """Make the encoder of what goes through the network in one piece."""
+
+    def encode_part(part: torch.Tensor) -> torch.Tensor:
+        moments: torch.Tensor = vae.quant_conv(vae.encoder(part))
+        return moments
+
+    return encode_part
 
 
 def latent_frames(num_frames: int) -> int:
@@ -118,9 +199,11 @@ def _blend_temporally(vae: AutoencoderKLHunyuanVideo, tiles: list[torch.Tensor])
     ratio = vae.temporal_compression_ratio
     stride = vae.tile_sample_stride_num_frames // ratio
     overlap = vae.tile_sample_min_num_frames // ratio - stride
-    kept = [tiles[0][:, :, : stride + 1]]
+    # The last tile keeps its end: a tile behind it that is left out would have begun with that.
+    kept = [tiles[0]]
     for previous, tile in pairwise(tiles):
-        kept.append(vae.blend_t(previous, tile, overlap)[:, :, :stride])
+        kept[-1] = kept[-1][:, :, : stride + (len(kept) == 1)]
+        kept.append(vae.blend_t(previous, tile, overlap))
     return torch.cat(kept, dim=2)
 
 

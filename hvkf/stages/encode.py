@@ -15,14 +15,29 @@ from hvkf.stages.cache import scenes_root
 from hvkf.storage import Store
 
 STAGE = "encode"
-STAGE_VERSION = 1
+# 2: condition latents without those of empty tiles, text without its padding.
+STAGE_VERSION = 2
+READABLE_VERSIONS = (2, 1)
 
 
-def latents_root(config: Config, store: Store) -> str:
+def latents_root(config: Config, store: Store, version: int = STAGE_VERSION) -> str:
     """Where latent shards made with these settings and this checkpoint lie."""
     encode = config.encode
     model = model_identity(config.model, store, ("vae", *TEXT_PARTS))
-    return f"latents/{digest([STAGE_VERSION, model, encode.precision, encode.stored, encode.seed])}"
+    return f"latents/{digest([version, model, encode.precision, encode.stored, encode.seed])}"
+
+
+def newest_latents(config: Config, store: Store) -> tuple[str, DatasetCommit] | None:
+    """Find the data set's latents made with these settings: their root and newest commit.
+
+    Those that an older hvkf encoded or imported count while there are no newer ones.
+    """
+    for version in READABLE_VERSIONS:
+        root = latents_root(config, store, version)
+        commit = ledger.latest_dataset(store, root, config.ingest.dataset)
+        if commit is not None:
+            return root, commit
+    return None
 
 
 def latent_segment_id(scene_segment_id: str) -> str:

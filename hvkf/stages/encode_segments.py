@@ -1,44 +1,64 @@
-"""Encoding scene segments on one device: the models are loaded once for all of them."""
+"""Encoding scene segments on one device: the models are loaded once for all of them.
 
-from functools import lru_cache
+Scenes are read and latents are stored by threads, while the device encodes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 import torch
 
 from hvkf import ledger
+from hvkf.ahead import ahead
 from hvkf.captions import clean_caption
 from hvkf.config import Config
-from hvkf.model.conditioning import EmptyTiles, encode_condition, keyframes_of
+from hvkf.model.conditioning import EmptyTiles, empty_latent_frames, encode_condition, keyframes_of
 from hvkf.model.device import best_device
+from hvkf.model.latent_columns import pack_condition, pack_empty, pack_prompt, packed_columns
 from hvkf.model.loading import load_text_encoders, load_vae
 from hvkf.model.precision import TORCH_DTYPES, to_stored
 from hvkf.model.random import generator_for
-from hvkf.model.text import PromptEmbeds, encode_prompts
+from hvkf.model.text import encode_prompts
 from hvkf.model.vae import encode_video, to_pixels_range
 from hvkf.model_source import cache_folder, model_folder_or_hub_id
-from hvkf.progress import progress
+from hvkf.progress import Progress, progress
+from hvkf.records import ItemEntry, SegmentRecord
 from hvkf.shards import Sample, Segment, SegmentWriter
 from hvkf.stages.encode import latent_segment_id
 from hvkf.storage import Store
 
-NUM_KEPT_PROMPTS = 256
-NDARRAY_OF = {"bf16": "ndarray:uint16", "fp16": "ndarray:float16", "fp32": "ndarray:float32"}
+KEYFRAMES = (0, -1)
+KEPT_PROMPT_BYTES = 1 << 30
 
 
-def latent_columns(stored: str) -> dict[str, str]:
-    """Name the columns of latent shards; bfloat16 is stored as its bits in uint16."""
-    array = NDARRAY_OF[stored]
-    return {
-        "item_key": "str",
-        "clip_id": "str",
-        "source": "str",
-        "caption": "str",
-        "latents": array,
-        "latents_cond": array,
-        "prompt_embeds": array,
-        "prompt_attention_mask": "ndarray:uint8",
-        "pooled_prompt_embeds": array,
-    }
+class Prompts:
+    """Captions' columns, each made once; a clip's caption comes again in each bucket and window.
+
+    Those used last are kept, up to a number of bytes: a thousand of real captions in bfloat16.
+    """
+
+    def __init__(self, encode: Callable[[str], Sample], limit_bytes: int = KEPT_PROMPT_BYTES):
+        self._encode = encode
+        self._limit_bytes = limit_bytes
+        self._num_bytes = 0
+        self._kept: OrderedDict[str, Sample] = OrderedDict()
+
+    def __call__(self, caption: str) -> Sample:
+        if caption not in self._kept:
+            self._kept[caption] = self._encode(caption)
+            self._num_bytes += _num_bytes(self._kept[caption])
+        self._kept.move_to_end(caption)
+        while self._num_bytes > self._limit_bytes and len(self._kept) > 1:
+            self._num_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+        return self._kept[caption]
+
+
+def _num_bytes(columns: Sample) -> int:
+    return sum(int(array.nbytes) for array in columns.values())
 
 
 class Encoder:
@@ -48,48 +68,63 @@ class Encoder:
         self._seed = config.encode.seed
         self.stored = config.encode.stored
         source = model_folder_or_hub_id(config.model, store)
-        options = {
+        options: dict[str, Any] = {
             "revision": config.model.revision,
             "variant": config.model.variant,
+            "dtype": TORCH_DTYPES[config.encode.precision],
+            "device": best_device(),
         }
-        dtype, device = TORCH_DTYPES[config.encode.precision], best_device()
-        self._vae = load_vae(source, dtype=dtype, device=device, **options)
-        self._text = load_text_encoders(source, dtype=dtype, device=device, **options)
+        self._vae = load_vae(source, **options)
+        self._text = load_text_encoders(source, **options)
         self._empty_tiles = EmptyTiles(self._vae)
-        # A clip's caption comes again for each of its buckets and windows.
-        self._prompt = lru_cache(NUM_KEPT_PROMPTS)(self._encode_prompt)
+        self._prompts = Prompts(self._encode_prompt)
+        self._packed_empty: dict[tuple[int, int, int], bytes] = {}
 
     def encode(self, scene: Sample) -> Sample:
-        """Make the latent sample of a scene sample."""
+        """Make the latent sample of a scene sample, in the packed layout."""
         key = scene["item_key"]
         # A copy: the shard's bytes are read-only, and torch warns of what may write to them.
         frames = torch.from_numpy(np.array(scene["video"]))
         latents = encode_video(
             self._vae, to_pixels_range(frames), generator_for(self._seed, "latents", key)
         )
-        condition = encode_condition(
-            self._vae,
-            keyframes_of(frames),
-            len(frames),
-            generator_for(self._seed, "latents_cond", key),
-            self._empty_tiles,
-        )
-        prompt = self._prompt(clean_caption(scene["caption"]))
         return {
             "item_key": key,
             "clip_id": scene["clip_id"],
             "source": scene["source"],
             "caption": scene["caption"],
             "latents": to_stored(latents[0], self.stored),
-            "latents_cond": to_stored(condition[0], self.stored),
-            "prompt_embeds": to_stored(prompt.prompt_embeds[0], self.stored),
-            "prompt_attention_mask": prompt.prompt_attention_mask[0].to(torch.uint8).cpu().numpy(),
-            "pooled_prompt_embeds": to_stored(prompt.pooled_prompt_embeds[0], self.stored),
+            **self._condition(frames, key),
+            **self._prompts(clean_caption(scene["caption"])),
         }
 
-    def _encode_prompt(self, caption: str) -> PromptEmbeds:
+    def _condition(self, frames: torch.Tensor, key: str) -> Sample:
+        num_frames, height, width = frames.shape[:3]
+        generator = generator_for(self._seed, "latents_cond", key)
+        keyframes = keyframes_of(frames, KEYFRAMES)
+        condition = encode_condition(self._vae, keyframes, num_frames, generator, self._empty_tiles)
+        empty_frames = empty_latent_frames(self._vae, KEYFRAMES, num_frames)
+        return pack_condition(
+            condition[0],
+            empty_frames,
+            self._empty((num_frames, height, width), empty_frames),
+            seed=generator.initial_seed(),
+            scale=float(self._vae.config["scaling_factor"]),
+            stored=self.stored,
+        )
+
+    def _empty(self, shape: tuple[int, int, int], frames: list[int]) -> bytes:
+        """Pack the posterior of an empty video's latent frames, once per shape."""
+        if not frames:
+            return b""
+        if shape not in self._packed_empty:
+            self._packed_empty[shape] = pack_empty(self._empty_tiles.of_video(*shape), frames)
+        return self._packed_empty[shape]
+
+    def _encode_prompt(self, caption: str) -> Sample:
         """Encode a caption by itself: in another batch its last bits would change."""
-        return encode_prompts(self._text, [caption], "cpu")
+        prompt = encode_prompts(self._text, [caption], "cpu", is_padded=False)
+        return pack_prompt(prompt, self.stored)
 
 
 def encode_segments(
@@ -103,21 +138,79 @@ def encode_segments(
     ]
     if not missing:
         return
-    with progress("encode", sum(len(record.items) for record in missing)) as shown:
+    with (
+        progress("encode", sum(len(record.items) for record in missing)) as shown,
+        closing(ahead(_read_scenes(store, missing))) as scenes,
+        _Committer(store, latents_root) as committer,
+    ):
         encoder = Encoder(config, store)
         for record in missing:
-            segment = Segment(store, record, cache_folder() / "shards")
-            writer = SegmentWriter(
-                latent_segment_id(record.segment_id),
-                record.bucket,
-                latent_columns(encoder.stored),
-                "none",
-            )
-            try:
-                for position, item in enumerate(record.items):
-                    scene = segment[position]
-                    writer.add(item.key, item.source_sha256, encoder.encode(scene))
-                    shown.advance(note=f"{record.bucket} {scene['source']}")
-                writer.commit(store, latents_root, ledger.attempt_name())
-            finally:
-                writer.close()
+            _encode_segment(encoder, record, scenes, committer, shown)
+
+
+def _read_scenes(
+    store: Store, records: Sequence[SegmentRecord]
+) -> Iterator[tuple[ItemEntry, Sample]]:
+    for record in records:
+        segment = Segment(store, record, cache_folder() / "shards")
+        for position, item in enumerate(record.items):
+            yield item, segment[position]
+
+
+def _encode_segment(
+    encoder: Encoder,
+    record: SegmentRecord,
+    scenes: Iterator[tuple[ItemEntry, Sample]],
+    committer: "_Committer",
+    shown: Progress,
+) -> None:
+    writer = SegmentWriter(
+        latent_segment_id(record.segment_id),
+        record.bucket,
+        packed_columns(encoder.stored),
+        "none",
+    )
+    try:
+        for _ in record.items:
+            item, scene = next(scenes)
+            writer.add(item.key, item.source_sha256, encoder.encode(scene))
+            shown.advance(note=f"{record.bucket} {scene['source']}")
+    except BaseException:
+        writer.close()
+        raise
+    committer.commit(writer)
+
+
+class _Committer:
+    """Uploads one finished segment while the next is made; a fault is raised with the next."""
+
+    def __init__(self, store: Store, root: str) -> None:
+        self._store = store
+        self._root = root
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "_Committer":
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        try:
+            self._wait()
+        finally:
+            self._thread.shutdown()
+
+    def commit(self, writer: SegmentWriter) -> None:
+        """Commit a segment and drop its scratch files."""
+        self._wait()
+        self._pending = self._thread.submit(self._commit, writer)
+
+    def _commit(self, writer: SegmentWriter) -> None:
+        try:
+            writer.commit(self._store, self._root, ledger.attempt_name())
+        finally:
+            writer.close()
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()

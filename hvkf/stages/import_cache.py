@@ -13,13 +13,13 @@ import numpy.typing as npt
 from hvkf import catalog, ledger
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.model.latent_columns import whole_columns
 from hvkf.progress import Progress, progress
 from hvkf.records import Clip, DatasetCommit, Failure, SegmentRecord, Summary, digest
 from hvkf.shards import Sample, SegmentWriter
 from hvkf.stages.cache import scenes_root
 from hvkf.stages.cache_group import COLUMNS as SCENE_COLUMNS
 from hvkf.stages.encode import latents_root
-from hvkf.stages.encode_segments import latent_columns
 from hvkf.stages.reference_cache import (
     LATENT_COLUMNS,
     MASK_COLUMN,
@@ -141,7 +141,7 @@ class _Importer:
         columns, compression = dict(SCENE_COLUMNS), self._config.cache.compression
         is_bf16 = all(_fits_bf16(record) for record in records)
         if self._kind == "latents":
-            columns, compression = latent_columns("bf16" if is_bf16 else "fp32"), "none"
+            columns, compression = whole_columns("bf16" if is_bf16 else "fp32"), "none"
         writer = SegmentWriter(segment_id, bucket, columns, compression)
         try:
             for record in records:

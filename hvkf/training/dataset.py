@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from hvkf import ledger
 from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.model.flow_matching import drop_captions, sample_sigmas
+from hvkf.model.latent_columns import read_condition
 from hvkf.model.precision import from_stored
 from hvkf.model.random import draw_normal, generator_for
 from hvkf.model.text import PromptEmbeds
@@ -158,16 +160,19 @@ def stored_latents(sample: Sample, key: str, data: DataConfig) -> LatentBatch:
         BadInput: the shapes are not those of latents and their condition.
     """
     latents = from_stored(sample[data.latents_key]).float()
-    condition = from_stored(sample[data.latents_cond_key])
+    condition = read_condition(sample, data.latents_cond_key)
     if latents.ndim != 4 or latents.shape != condition.shape:
         raise BadInput(
             f"The sample {key} has latents of shape {list(latents.shape)} and condition latents of "
             f"shape {list(condition.shape)}, which must both be [16, frames, height, width]: check "
             "data.latents_key and data.latents_cond_key."
         )
+    mask = torch.from_numpy(sample[data.prompt_attention_mask_key].astype(bool))
+    # Caches of the reference hold all 256 tokens; those behind the last that counts do nothing.
+    length = int(mask.nonzero().max()) + 1 if mask.any() else len(mask)
     prompt = PromptEmbeds(
-        from_stored(sample[data.prompt_embeds_key])[None],
-        torch.from_numpy(sample[data.prompt_attention_mask_key].astype(bool))[None],
+        from_stored(sample[data.prompt_embeds_key][:length])[None],
+        mask[None, :length],
         from_stored(sample[data.pooled_prompt_embeds_key])[None],
     )
     nothing = torch.empty(0)
@@ -187,7 +192,8 @@ def collate(samples: Sequence[LatentBatch]) -> LatentBatch:
             f"have latents of shapes {sorted(shapes)}: put each size into a folder of its own, "
             "named WxHxF."
         )
-    prompts = [sample.prompt for sample in samples]
+    longest = max(sample.prompt.prompt_embeds.shape[1] for sample in samples)
+    prompts = [pad_tokens(sample.prompt, longest) for sample in samples]
     return LatentBatch(
         tuple(key for sample in samples for key in sample.keys),
         torch.cat([sample.latents for sample in samples]),
@@ -199,6 +205,18 @@ def collate(samples: Sequence[LatentBatch]) -> LatentBatch:
             torch.cat([prompt.prompt_attention_mask for prompt in prompts]),
             torch.cat([prompt.pooled_prompt_embeds for prompt in prompts]),
         ),
+    )
+
+
+def pad_tokens(prompt: PromptEmbeds, length: int) -> PromptEmbeds:
+    """Add tokens that do not count, up to `length`: as many as the batch needs, not 256."""
+    num_added = length - prompt.prompt_embeds.shape[1]
+    if not num_added:
+        return prompt
+    return replace(
+        prompt,
+        prompt_embeds=functional.pad(prompt.prompt_embeds, (0, 0, 0, num_added)),
+        prompt_attention_mask=functional.pad(prompt.prompt_attention_mask, (0, num_added)),
     )
 
 

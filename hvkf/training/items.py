@@ -56,16 +56,16 @@ def find_sources(config: Config, store: Store) -> dict[str, Any]:
     """
     if config.data.local or config.data.remote:
         return {"kind": "mds", "folders": _cache_folders(config.data)}
-    from hvkf.stages.encode import latents_root
+    from hvkf.stages.encode import newest_latents
 
-    dataset, root = config.ingest.dataset, latents_root(config, store)
-    commit = ledger.latest_dataset(store, root, dataset)
-    if commit is None:
+    found = newest_latents(config, store)
+    if found is None:
         raise BadInput(
-            f"The workspace {store.url} has no latents of data set {dataset!r} made with these "
-            "settings: run `hvkf encode` first, with the same configuration, or name MDS folders "
-            "in data.local."
+            f"The workspace {store.url} has no latents of data set {config.ingest.dataset!r} made "
+            "with these settings: run `hvkf encode` first, with the same configuration, or name "
+            "MDS folders in data.local."
         )
+    root, commit = found
     return {
         "kind": "segments",
         "root": root,

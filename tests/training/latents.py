@@ -12,12 +12,12 @@ from hvkf import ledger
 from hvkf.catalog import to_parquet
 from hvkf.config import Config
 from hvkf.config_file import check_config
+from hvkf.model.latent_columns import whole_columns
 from hvkf.model.precision import to_stored
 from hvkf.records import Clip, DatasetCommit, digest
 from hvkf.shards import SegmentWriter
 from hvkf.stages import train as train_stage
 from hvkf.stages.encode import latents_root
-from hvkf.stages.encode_segments import latent_columns
 from hvkf.storage import FolderStore, Store
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny_hunyuan"
@@ -89,7 +89,7 @@ def write_latents(
     segments, clips = [], []
     for bucket, count in (counts or TWO_BUCKETS).items():
         segment_id = digest(["test", bucket])
-        writer = SegmentWriter(segment_id, bucket, latent_columns(stored), "none")
+        writer = SegmentWriter(segment_id, bucket, whole_columns(stored), "none")
         for number in range(count):
             key = f"{bucket}-{number}"
             source = digest(["source", key])
