@@ -70,6 +70,10 @@ test: env ## the fast tests
 test-all: env ## the fast tests and the long drills
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(TEST_WORKERS) -m "not gpu and not browser"
 
+.PHONY: e2e
+e2e: env ## the chain on the cluster of KUBECONFIG (docs/cluster.md says what it needs)
+	$(PY) -m pytest -q -rs tests/e2e
+
 .PHONY: clean
 clean: ## remove the environment link and the demo and serve/ (not the shared packages)
 	rm -rf $(VENV) demo serve

@@ -73,11 +73,19 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document, Docume
     yield "flow", template["metadata"], template["spec"]
 
 
+def pool(image: str) -> Document:
+    """Name the image in the pool's template, as the worker's first step does."""
+    template: Document = json.loads(
+        (K8S / "base" / "pool.json").read_text().replace("HVKF_FLOW_IMAGE", image)
+    )
+    return template
+
+
 def flow_job() -> Document:
     """Fill in Prefect's template of a flow pod's job, as its worker does."""
     from prefect.utilities.templating import apply_values
 
-    template = json.loads((K8S / "base" / "pool.json").read_text())
+    template = pool("hvkf-flow:1")
     values = {
         "name": "run",
         "namespace": "hvkf",
@@ -87,9 +95,7 @@ def flow_job() -> Document:
         "env": [],
         "stream_output": True,
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HVKF_FLOW_IMAGE", "hvkf-flow:1")
-        filled: Document = apply_values(template["job_configuration"], values)
+    filled: Document = apply_values(template["job_configuration"], values)
     manifest: Document = filled["job_manifest"]
     return manifest
 
@@ -104,8 +110,22 @@ def test_every_document_is_one_of_the_api(documents: list[Document]) -> None:
         check(document)
 
 
-def test_flow_pods_run_the_workers_image() -> None:
+def test_flow_pods_run_the_workers_image_which_no_form_can_change(
+    documents: list[Document],
+) -> None:
     assert flow_job()["spec"]["template"]["spec"]["containers"][0]["image"] == "hvkf-flow:1"
+    assert "image" not in pool("hvkf-flow:1")["variables"]["properties"]
+    spec = of_kind(documents, "Deployment")["hvkf-worker"]["spec"]["template"]["spec"]
+    (worker,) = spec["containers"]
+    for container in [*spec["initContainers"], worker]:
+        assert container["image"] == worker["image"]
+        assert {"name": "HVKF_FLOW_IMAGE", "value": worker["image"]} in container["env"]
+
+
+def test_prefects_server_takes_the_pool() -> None:
+    from prefect.server.schemas.actions import WorkPoolCreate
+
+    WorkPoolCreate(name="hvkf", type="kubernetes", base_job_template=pool("hvkf-flow:1"))
 
 
 def test_everything_lies_in_the_namespace_which_enforces_the_restricted_standard(

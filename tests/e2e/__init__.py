@@ -1,0 +1,1 @@
+"""Tests against a real cluster, run by `make e2e`."""
