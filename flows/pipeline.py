@@ -36,12 +36,17 @@ def run_chain(config: Config) -> list[Summary]:
     return [run_below(stage, config) for stage in stages]
 
 
-def run_below(stage: str, config: Config) -> Summary:
-    """Run a stage as a flow run of its own."""
-    summary: Summary = _stage.with_options(name=f"{stage} of a chain")(stage, config)
+def run_below(stage: str, config: Config, timeout_s: float | None = None) -> Summary:
+    """Run a stage as a flow run of its own.
+
+    Raises:
+        TimeoutError: its job took longer than `timeout_s`, and was stopped after saving.
+    """
+    below = _stage.with_options(name=f"{stage} of a chain")
+    summary: Summary = below(stage, config, timeout_s)
     return summary
 
 
 @flow(flow_run_name="{stage}")
-def _stage(stage: str, config: Config) -> Summary:
-    return run_stage(stage, config)
+def _stage(stage: str, config: Config, timeout_s: float | None) -> Summary:
+    return run_stage(stage, config, timeout_s)

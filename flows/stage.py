@@ -23,16 +23,17 @@ PICTURED = {
 }
 
 
-def run_stage(stage: str, config: Config) -> Summary:
+def run_stage(stage: str, config: Config, timeout_s: float | None = None) -> Summary:
     """Run one stage to its commit; what was done before is found done.
 
     Raises:
         HvkfError: the fault with which a step of the stage ended.
+        TimeoutError: its job took longer than `timeout_s`, and was stopped after saving.
     """
     planned = Planned.model_validate_json(
         _hvkf([stage, "plan", "--config", "-"], config.model_dump_json())
     )
-    summary = planned.done or _work(stage, planned)
+    summary = planned.done or _work(stage, planned, timeout_s)
     wait_for_server()
     create_markdown_artifact(
         key=f"{stage}-summary",
@@ -42,9 +43,9 @@ def run_stage(stage: str, config: Config) -> Summary:
     return summary
 
 
-def _work(stage: str, planned: Planned) -> Summary:
+def _work(stage: str, planned: Planned, timeout_s: float | None) -> Summary:
     if planned.num_pending:
-        run_job.with_options(name=f"{stage} job")(stage, planned)
+        run_job.with_options(name=f"{stage} job", timeout_seconds=timeout_s)(stage, planned)
     arguments = [stage, "commit", "--workspace", planned.workspace, "--plan", planned.plan]
     return Summary.model_validate_json(_hvkf(arguments, ""))
 

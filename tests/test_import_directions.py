@@ -27,7 +27,7 @@ LEVELS = [
         "hvkf.picture_command",
         "flows",
     },
-    {"hvkf.stages", "hvkf.jobs", "hvkf.training", "hvkf.nightly"},
+    {"hvkf.stages", "hvkf.jobs", "hvkf.training", "hvkf.nightly", "hvkf.webhook"},
     {
         "hvkf.model",
         "hvkf.shards",

@@ -24,9 +24,9 @@ class NightlyConfig(Section):
     lease_minutes: float = Field(
         10.0, gt=0, description="A night whose process is silent for this long counts as ended."
     )
-    webhook: str | None = Field(
+    webhook_variable: str | None = Field(
         None,
-        pattern=r"^https?://",
-        description="Address to which the verdict is posted as JSON.",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable with the address to which the verdict is posted as JSON.",
         json_schema_extra={"deployed_only": True},
     )

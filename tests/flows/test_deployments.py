@@ -28,7 +28,7 @@ def form_of(entry: dict[str, Any]) -> type[Form]:
 
 def test_every_flow_has_a_deployment() -> None:
     stages = {"ingest", "cache", "encode", "train", "evaluate", "render"}
-    assert stages | {"pipeline"} <= DEPLOYMENTS.keys()
+    assert stages | {"pipeline", "nightly"} <= DEPLOYMENTS.keys()
     assert PRESETS.keys() == {"tiny", "544p", "720p"}
 
 
@@ -39,6 +39,14 @@ def test_a_deployments_parameters_fit_its_form(name: str) -> None:
     assert entry["description"]
     assert entry["work_pool"]["name"] == "{{ $HVKF_POOL }}"
     assert set(entry["work_pool"]["job_variables"]) == {"env"}, "images are the pool's"
+
+
+def test_nights_are_off_until_switched_on_and_a_second_is_refused() -> None:
+    nightly = DEPLOYMENTS["nightly"]
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    (schedule,) = nightly["schedules"]
+    assert (schedule["cron"], schedule["active"]) == ("0 2 * * *", False)
+    assert schedule["timezone"]
 
 
 @pytest.mark.parametrize("name", PRESETS)

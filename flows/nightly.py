@@ -1,0 +1,121 @@
+"""The nightly retraining as a flow: its stages run below it, its verdict is told."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import State, flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed
+
+from flows.forms import NightlyForm
+from flows.pipeline import run_below
+from flows.server import wait_for_server
+from hvkf.config import Config
+from hvkf.errors import HvkfError, Stopped
+from hvkf.nightly import Decision, Night, NightRecord, NightRefused, OutOfBudget
+from hvkf.records import Summary
+from hvkf.storage import open_store
+from hvkf.webhook import post_verdict
+
+RENEWALS_PER_LEASE = 4
+
+
+@flow(name="nightly")
+def nightly(request: NightlyForm) -> State[Any]:
+    """Retrain on what is new, evaluate, and put the new LoRA into use if it is found better.
+
+    Args:
+        request: The deployed settings to use, and what to change of them.
+    """
+    config = request.to_config()
+    store = open_store(config.workspace)
+    try:
+        night = Night(config, store, _owner())
+    except NightRefused as fault:
+        return Cancelled(message=str(fault))
+    try:
+        with _kept_alive(night, config):
+            record = night.run(_Stages())
+    finally:
+        _tell(night.record, config)
+    assert record.outcome is not None
+    return Completed(name=record.outcome.capitalize(), message=record.reason)
+
+
+def _owner() -> str:
+    """Name this flow run: its retry takes its own night up again."""
+    return f"flow-run {flow_run.id}"
+
+
+class _Stages:
+    """What a night has others do: the stages' flows; so far no registry and no gate."""
+
+    def run(self, stage: str, config: Config, timeout_s: float | None) -> Summary:
+        try:
+            return run_below(stage, config, timeout_s)
+        except TimeoutError as fault:
+            if timeout_s is None:
+                raise
+            raise OutOfBudget(f"{stage} was stopped after {timeout_s:.0f} s") from fault
+
+    def in_use(self, config: Config) -> str | None:
+        return None  # without a registry nothing is in use, so nights train from scratch
+
+    def judge(self, config: Config, evaluation: Summary) -> Decision:
+        reason = f"evaluated, and left to a person: no gate decides yet ({evaluation.links})"
+        return Decision(promoted=False, reason=reason)
+
+
+@contextmanager
+def _kept_alive(night: Night, config: Config) -> Iterator[None]:
+    """Renew the night's lease from a thread."""
+    logger, ended = get_run_logger(), threading.Event()
+    pause_s = 60 * config.nightly.lease_minutes / RENEWALS_PER_LEASE
+
+    def renew() -> None:
+        while not ended.wait(pause_s):
+            try:
+                night.renew()
+            except Stopped as fault:  # the night itself stops at its next step
+                logger.error(str(fault))
+                return
+            except (HvkfError, OSError) as fault:
+                logger.warning(f"The night's lease could not be renewed: {fault}")
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _tell(record: NightRecord, config: Config) -> None:
+    """Send the verdict as an event, an artifact and, where one is set, to a webhook."""
+    logger = get_run_logger()
+    values = record.model_dump(mode="json")
+    logger.info(f"Night {record.number} of {record.name}: {record.outcome}: {record.reason}")
+    emit_event(
+        event=f"hvkf.nightly.{record.outcome}",
+        resource={
+            "prefect.resource.id": f"hvkf.nightly.{record.name}",
+            "prefect.resource.name": record.name,
+        },
+        payload=values,
+    )
+    fault = post_verdict(config.nightly.webhook_variable, values)
+    if fault is not None:
+        logger.warning(fault)
+    wait_for_server()
+    rows = [f"| {key} | {value} |" for key, value in values.items() if value not in (None, "")]
+    create_markdown_artifact(
+        key="nightly-verdict",
+        markdown="\n".join([f"# {record.outcome}", "", record.reason, "", "| | |", "|-|-|", *rows]),
+        description=f"Night {record.number} of {record.name}",
+    )
