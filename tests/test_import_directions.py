@@ -37,6 +37,8 @@ LEVELS = [
         "hvkf.model_source",
         "hvkf.loras",
         "hvkf.manifest",
+        "hvkf.manifest_cells",
+        "hvkf.manifest_files",
     },
     {
         "hvkf.storage",

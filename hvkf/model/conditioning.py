@@ -3,6 +3,7 @@
 Encoding the dataset and rendering both condition through this module, so that they cannot differ.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -83,32 +84,44 @@ class EmptyMoments(NamedTuple):
 
 
 class EmptyTiles:
-    """The moments of tiles without a keyframe, encoded once per shape and VAE.
+    """The moments of tiles of condition videos, encoded once for each content and VAE.
 
     Equal tiles have bit-identical moments, so reuse changes nothing but the time: most temporal
     tiles of a condition video are empty (9 of 11 at 129 frames), and so are all the spatial parts
-    that a large one is cut into. Keep one for as long as its VAE is loaded.
+    that a large one is cut into; rows of a manifest may share keyframes. Keep one for as long as
+    its VAE is loaded.
     """
 
-    def __init__(self, vae: AutoencoderKLHunyuanVideo) -> None:
+    def __init__(self, vae: AutoencoderKLHunyuanVideo, *, keeps_keyframes: bool = False) -> None:
+        """Keep tiles without a keyframe, and those with keyframes if told so.
+
+        Args:
+            vae: The VAE that the tiles are encoded with.
+            keeps_keyframes: Worth its hashing where videos share keyframes.
+        """
+        self.keeps_keyframes = keeps_keyframes
         self._vae = vae
         self._encode_part = part_encoder(vae)
         self._parts: _Recent[torch.Tensor] = _Recent()
         self._tiles: _Recent[torch.Tensor] = _Recent()
         self._videos: _Recent[EmptyMoments] = _Recent()
 
-    def moments(self, tile: torch.Tensor) -> torch.Tensor:
-        """Return the moments of an empty tile [1, 3, n, H, W] of that shape, as an own copy."""
+    def moments(self, tile: torch.Tensor, content: tuple[object, ...] = ()) -> torch.Tensor:
+        """Return the moments of a tile [1, 3, n, H, W], as an own copy.
 
-        def encode_part(part: torch.Tensor) -> torch.Tensor:
+        Args:
+            tile: The tile.
+            content: Names what is in it; an empty tile has nothing.
+        """
+
+        def encode_empty_part(part: torch.Tensor) -> torch.Tensor:
             # Blending writes into its operands.
             shape = tuple(part.shape)
             return self._parts.get(shape, lambda: self._encode_part(part.contiguous())).clone()
 
-        shape = tuple(tile.shape)
-        return self._tiles.get(
-            shape, lambda: encode_spatially(self._vae, tile, encode_part)
-        ).clone()
+        encode_part = self._encode_part if content else encode_empty_part
+        key = (*tile.shape, content)
+        return self._tiles.get(key, lambda: encode_spatially(self._vae, tile, encode_part)).clone()
 
     @torch.inference_mode()
     def of_video(self, num_frames: int, height: int, width: int) -> EmptyMoments:
@@ -126,12 +139,12 @@ class EmptyTiles:
 
 
 class _Recent(Generic[ValueT]):
-    """The values made last, by shape."""
+    """The values made last, by shape and content."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, ...], ValueT] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], ValueT] = OrderedDict()
 
-    def get(self, shape: tuple[int, ...], make: Callable[[], ValueT]) -> ValueT:
+    def get(self, shape: tuple[object, ...], make: Callable[[], ValueT]) -> ValueT:
         if shape not in self._kept:
             self._kept[shape] = make()
         self._kept.move_to_end(shape)
@@ -183,14 +196,19 @@ def encode_condition(
         float32 latents [1, 16, (F-1)/4+1, H/8, W/8].
     """
     video = to_pixels_range(condition_video(keyframes, num_frames))
-    positions = [position % num_frames for position in keyframes]
+    placed = {position % num_frames: frame for position, frame in keyframes.items()}
     kept = empty_tiles or EmptyTiles(vae)
+    names = {place: _name(frame) for place, frame in placed.items()} if kept.keeps_keyframes else {}
     encode = encode_with(vae)
 
     def encode_tile(tile: torch.Tensor, start: int) -> torch.Tensor:
-        end = start + tile.shape[2]
-        if any(start <= position < end for position in positions):
+        inside = [place for place in sorted(placed) if start <= place < start + tile.shape[2]]
+        if inside and not kept.keeps_keyframes:
             return encode(tile, start)
-        return kept.moments(tile)
+        return kept.moments(tile, tuple((place - start, names[place]) for place in inside))
 
     return latents_from_moments(vae, encode_moments(vae, video, encode_tile), generator)
+
+
+def _name(frame_HWC: torch.Tensor) -> bytes:
+    return hashlib.sha256(frame_HWC.contiguous().cpu().numpy().tobytes()).digest()

@@ -10,3 +10,11 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def device_name() -> str:
+    """Name the kind of device that `best_device` gives, as timings are told apart by it."""
+    device = best_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.get_num_threads()} threads"

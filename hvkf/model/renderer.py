@@ -4,9 +4,11 @@ Method: the reference's inference, with every random draw from the row's own see
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,10 +20,12 @@ from hvkf.model.lora import LoadedLora, fuse_lora, load_lora
 from hvkf.model.precision import TORCH_DTYPES
 from hvkf.model.random import draw_normal, generator_for
 from hvkf.model.sampler import sample_latents
+from hvkf.model.speed import apply_speed, forget_cached
 from hvkf.model.text import PromptEmbeds, encode_prompts
 from hvkf.model.vae import decode_latents, encode_video, to_pixels_range
 from hvkf.model_source import model_folder_or_hub_id
 from hvkf.settings.experiment import ModelConfig
+from hvkf.settings.rendering import RenderSpeed
 from hvkf.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -43,16 +47,47 @@ class RenderFault(BadInput):
         return type(self), (self.code, str(self))
 
 
+class Pair(NamedTuple):
+    """One video's keyframes by position (uint8 [H, W, 3]), its prompt and its seed.
+
+    `item_key` further names the draws, where one seed serves many items.
+    """
+
+    keyframes: Mapping[int, torch.Tensor]
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+    item_key: str | None = None
+
+
+class Rendered(NamedTuple):
+    """uint8 frames [F, H, W, 3] and scaled latents [1, 16, f, h, w], both on the CPU.
+
+    `step_s` is what one pass of the transformer took for this video.
+    """
+
+    frames: torch.Tensor
+    latents: torch.Tensor
+    step_s: float
+
+
 class Renderer:
     """A checkpoint's models, ready to render any number of keyframe pairs."""
 
-    def __init__(self, model: ModelConfig, store: Store, precision: str) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        store: Store,
+        precision: str,
+        speed: RenderSpeed | None = None,
+    ) -> None:
         """Load all models onto this process's device.
 
         Args:
             model: Which checkpoint, and which attention kernel.
             store: The workspace, in which the checkpoint may lie.
             precision: fp32, bf16 or fp16; of all weights.
+            speed: What makes it faster or smaller; left out, nothing does.
 
         Raises:
             BadInput: the checkpoint is not there, or is no HunyuanVideo text-to-video model.
@@ -73,7 +108,9 @@ class Renderer:
             device=self.device,
         )
         self._scheduler = load_scheduler()
-        self._empty_tiles = EmptyTiles(self._vae)
+        self._speed = speed or RenderSpeed()
+        self._is_prepared = False
+        self._empty_tiles = EmptyTiles(self._vae, keeps_keyframes=True)
         self._prompt = lru_cache(NUM_KEPT_PROMPTS)(self._encode_prompt)
 
     def fuse_lora(self, file: Path, alpha: float | None = None) -> LoadedLora:
@@ -122,36 +159,106 @@ class Renderer:
             BadInput: keyframes of several sizes or outside the video, F not 4k+1.
             RenderFault: the model's output is not finite.
         """
-        condition = encode_condition(
-            self._vae,
-            keyframes,
-            num_frames,
-            generator_for(seed, "condition", item_key),
-            self._empty_tiles,
+        (rendered,) = self.render_batch(
+            [Pair(keyframes, prompt, seed, item_key=item_key)],
+            num_frames=num_frames,
+            steps=steps,
+            guidance=guidance,
+            on_step=on_step,
         )
-        noise = draw_normal(condition.shape[1:], [generator_for(seed, "noise", item_key)])
+        if isinstance(rendered, RenderFault):
+            raise rendered
+        return rendered.frames
+
+    def render_batch(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        num_frames: int,
+        steps: int,
+        guidance: float,
+        true_cfg_scale: float = 1.0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[Rendered | RenderFault]:
+        """Render videos of one size together; each is as if it were alone, but for rounding.
+
+        Args:
+            pairs: Keyframes, prompts and seeds.
+            num_frames: F, 4k+1.
+            steps: Sampling steps.
+            guidance: Embedded guidance scale.
+            true_cfg_scale: Weight of the negative prompts; 1 leaves them out.
+            on_step: Called after each step with its index; an exception ends the rendering.
+
+        Returns:
+            For each pair its video, or the fault that it alone has.
+
+        Raises:
+            BadInput: keyframes of several sizes or outside the video, F not 4k+1.
+        """
+        self._prepare()
+        conditions = [
+            encode_condition(
+                self._vae,
+                pair.keyframes,
+                num_frames,
+                generator_for(pair.seed, "condition", pair.item_key),
+                self._empty_tiles,
+            )
+            for pair in pairs
+        ]
+        noise = draw_normal(
+            conditions[0].shape[1:],
+            [generator_for(pair.seed, "noise", pair.item_key) for pair in pairs],
+        )
+        negative = None
+        if true_cfg_scale > 1:
+            negative = self._prompts([pair.negative_prompt for pair in pairs])
+        begun_s = time.perf_counter()
         latents = sample_latents(
             self._transformer,
             self._scheduler,
-            self._prompt(prompt),
-            condition,
+            self._prompts([pair.prompt for pair in pairs]),
+            torch.cat(conditions),
             noise=noise,
             steps=steps,
             guidance=guidance,
+            negative=negative,
+            true_cfg_scale=true_cfg_scale,
             on_step=None if on_step is None else lambda step, _: on_step(step),
-        )
+        ).cpu()
+        passes = steps * (2 if true_cfg_scale > 1 else 1) * len(pairs)
+        step_s = (time.perf_counter() - begun_s) / passes
+        return [self._decode(latents[index : index + 1], step_s) for index in range(len(pairs))]
+
+    def _decode(self, latents: torch.Tensor, step_s: float) -> Rendered | RenderFault:
         if not bool(torch.isfinite(latents).all()):
-            raise RenderFault(
+            return RenderFault(
                 "not-finite",
                 "the model's output holds NaN or infinity: the LoRA may have diverged in training, "
                 "or fp16 overflowed (use bf16 or fp32)",
             )
-        return decode_latents(self._vae, latents)
+        return Rendered(decode_latents(self._vae, latents), latents, step_s)
+
+    def _prepare(self) -> None:
+        """Apply the speed settings, once the weights are final, and forget the last video."""
+        if not self._is_prepared:
+            apply_speed(self._transformer, self._speed, self.device)
+            self._is_prepared = True
+        forget_cached(self._transformer)
 
     def reconstruct(self, frames_FHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 frames [F, H, W, 3] and decode them: the best that latents can hold."""
         return decode_latents(self._vae, encode_video(self._vae, to_pixels_range(frames_FHWC)))
 
+    def _prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
+        """Encode prompts, each by itself and once: in another batch its last bits would change."""
+        found = [self._prompt(prompt) for prompt in prompts]
+        return PromptEmbeds(
+            torch.cat([one.prompt_embeds for one in found]),
+            torch.cat([one.prompt_attention_mask for one in found]),
+            torch.cat([one.pooled_prompt_embeds for one in found]),
+        )
+
     def _encode_prompt(self, prompt: str) -> PromptEmbeds:
-        """Encode a prompt by itself: in another batch its last bits would change."""
         return encode_prompts(self._text, [prompt])

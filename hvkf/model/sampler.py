@@ -31,6 +31,8 @@ def sample_latents(
     noise: torch.Tensor,
     steps: int,
     guidance: float = 6.0,
+    negative: PromptEmbeds | None = None,
+    true_cfg_scale: float = 1.0,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Denoise to latents.
@@ -43,6 +45,8 @@ def sample_latents(
         noise: Where sampling starts, shaped like the condition; see `random.draw_normal`.
         steps: Number of Euler steps.
         guidance: Embedded guidance scale.
+        negative: Embeddings of B prompts to keep away from; a second pass for each step.
+        true_cfg_scale: How far: 1 is not at all.
         on_step: Called after each step with its index and the latents; an exception ends the loop.
 
     Returns:
@@ -67,10 +71,13 @@ def sample_latents(
     guidance_B = torch.full((len(latents),), guidance, dtype=dtype, device=device) * GUIDANCE_UNIT
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1].tolist(), device=device)
     euler_step: Any = scheduler.step
-    for step, timestep in enumerate(scheduler.timesteps):
+    if negative is not None:
+        negative = negative.to(device, dtype)
+
+    def velocity_of(prompt: PromptEmbeds, timestep: torch.Tensor, name: str) -> torch.Tensor:
         # The name lets diffusers' caches (`enable_cache`) tell this loop's calls apart.
-        with transformer.cache_context("cond"):
-            velocity = transformer(
+        with transformer.cache_context(name):
+            velocity: torch.Tensor = transformer(
                 hidden_states=torch.cat([latents.to(dtype), condition], dim=1),
                 timestep=timestep.expand(len(latents)).to(torch.float32),
                 encoder_hidden_states=prompt.prompt_embeds,
@@ -79,6 +86,13 @@ def sample_latents(
                 guidance=guidance_B,
                 return_dict=False,
             )[0]
+        return velocity
+
+    for step, timestep in enumerate(scheduler.timesteps):
+        velocity = velocity_of(prompt, timestep, "cond")
+        if negative is not None:
+            away = velocity_of(negative, timestep, "uncond")
+            velocity = away + true_cfg_scale * (velocity - away)
         # The scheduler answers in the velocity's type; float32 keeps small steps from being lost.
         latents = euler_step(velocity.float(), timestep, latents, return_dict=False)[0]
         if on_step is not None:

@@ -25,7 +25,8 @@ from hvkf.records import (
     digest,
 )
 from hvkf.stages.cache import scenes_root
-from hvkf.stages.render import Fidelity, lora_of_this_run, models_identity
+from hvkf.stages.render_records import Fidelity
+from hvkf.stages.render_tasks import lora_of_this_run, models_identity
 from hvkf.storage import Store
 
 STAGE = "evaluate"

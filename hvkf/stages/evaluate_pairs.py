@@ -31,7 +31,7 @@ from hvkf.stages.evaluate import (
     pair_folder,
     pair_path,
 )
-from hvkf.stages.render_rows import fidelity
+from hvkf.stages.render_video import fidelity
 from hvkf.stages.rendered_files import put_frame, put_video
 from hvkf.storage import Store
 

@@ -1,37 +1,40 @@
 """Rendering rows on one device: the models are loaded once for all of them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from threading import Event, Thread
 
 import numpy as np
 import torch
 
 from hvkf import ledger
 from hvkf.config import Config
-from hvkf.errors import AlreadyExists, BadInput
+from hvkf.errors import BadInput
 from hvkf.loras import Lora, local_lora_file
-from hvkf.manifest import ManifestRow, split_location
-from hvkf.model.image_quality import likeness
-from hvkf.model.renderer import Renderer, RenderFault
+from hvkf.manifest import split_location
+from hvkf.model.device import device_name
+from hvkf.model.renderer import Pair, Rendered, Renderer, RenderFault
 from hvkf.progress import Progress, progress
-from hvkf.records import FORMAT_VERSION, Failure, FileEntry, Record, canonical_json
 from hvkf.resize import resize_to_cover
-from hvkf.stages.render import (
-    DESCRIPTION_NAME,
-    FIRST_FRAME_NAME,
-    LAST_FRAME_NAME,
-    VIDEO_NAME,
-    Fidelity,
+from hvkf.stages.render_checks import marks_of
+from hvkf.stages.render_claims import Claims
+from hvkf.stages.render_cost import Pace
+from hvkf.stages.render_images import ImageFault, ImageFolders, decode_image
+from hvkf.stages.render_records import (
+    Keyframe,
     RenderRecord,
     RenderTask,
     record_path,
-    render_folder,
     row_failure,
 )
-from hvkf.stages.render_images import ImageFault, decode_image, read_image_bytes
-from hvkf.stages.rendered_files import put_bytes, put_frame, put_video
-from hvkf.storage import Store, open_folder
+from hvkf.stages.render_tasks import retry_of
+from hvkf.stages.render_video import MadeWith, store_video
+from hvkf.stages.render_work import Render, failure_record, put_record, work_off
+from hvkf.storage import Store
 
+logger = logging.getLogger(__name__)
 MAX_SHOWN_IMAGES = 10
 
 
@@ -39,43 +42,18 @@ class _Changed(Exception):
     """An image is not the one that was planned with."""
 
 
-class VideoDescription(Record):
-    """What lies beside a video: how it was made and how near its ends are to the keyframes."""
-
-    format_version: int = FORMAT_VERSION
-    identity: str
-    prompt: str
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-    crf: int
-    steps: int
-    guidance: float
-    seed: int
-    precision: str
-    models: str
-    lora: str
-    lora_sha256: str | None
-    lora_alpha: float | None
-    first_image_sha256: str
-    last_image_sha256: str
-    first_frame: Fidelity
-    last_frame: Fidelity
-
-
-def fidelity(frames: torch.Tensor, truth: torch.Tensor, device: torch.device) -> Fidelity:
-    """Compare frames, rounded to what does not depend on how a sum was split."""
-    found = likeness(frames, truth, device)
-    return Fidelity(
-        mse=round(found.mse, 9), psnr_db=round(found.psnr_db, 4), ssim=round(found.ssim, 6)
-    )
+class _ClaimLost(Exception):
+    """Another worker has taken a row, since this one fell silent for too long."""
 
 
 def render_rows(
-    config: Config, store: Store, lora: Lora, models: str, tasks: Sequence[RenderTask]
+    config: Config,
+    store: Store,
+    loras: Mapping[str, Lora],
+    models: str,
+    tasks: Sequence[RenderTask],
 ) -> None:
-    """Render the rows that have no record yet, in the given order.
+    """Render the rows that have no record yet, beside any number of other workers.
 
     Raises:
         BadInput: images changed since the plan was made; all other rows were rendered.
@@ -83,15 +61,19 @@ def render_rows(
     missing = [task for task in tasks if not store.exists(record_path(task.identity))]
     if not missing:
         return
+    render = config.render
+    claims = Claims(store, life_s=render.claim_s, max_tries=render.max_tries)
+    changed: list[str] = []
     with progress("render", sum(task.row.steps for task in missing)) as shown:
-        worker = _RowRenderer(config, store, lora, models)
-        changed = []
-        for task in missing:
-            try:
-                worker.render(task, shown)
-            except _Changed as fault:
-                changed.append(f"row {task.row.row} ({task.row.id}): {fault}")
-                shown.advance(task.row.steps)
+        try:
+            with _Renewing(claims):
+                for lora in dict.fromkeys(task.lora for task in missing):
+                    worker = _Worker(config, store, loras[lora], models, claims, shown)
+                    worker.work_off([task for task in missing if task.lora == lora])
+                    changed += worker.changed
+                    worker.pace.put(store)
+        finally:
+            claims.release_all()
     if changed:
         more = len(changed) - MAX_SHOWN_IMAGES
         raise BadInput(
@@ -102,118 +84,206 @@ def render_rows(
         )
 
 
-class _RowRenderer:
-    """The loaded models, and the settings under which they render rows."""
+class _Renewing:
+    """Renews claims in the background, for as long as the worker works."""
 
-    def __init__(self, config: Config, store: Store, lora: Lora, models: str) -> None:
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
+        self._stop = Event()
+        self._thread = Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._claims.renew_every_s):
+            try:
+                lost = self._claims.renew()
+            except Exception as fault:  # whatever it is: claims run out, and the rows are not lost
+                logger.warning("Claims could not be renewed (%s); trying again.", fault)
+                continue
+            for identity in lost:
+                logger.warning("Row %s was taken by another worker.", identity)
+
+
+class _Worker:
+    """The loaded models of one LoRA, and the settings under which they render rows."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        lora: Lora,
+        models: str,
+        claims: Claims,
+        shown: Progress,
+    ) -> None:
         assert config.render.manifest is not None
         self._config = config
         self._store = store
         self._lora = lora
         self._models = models
-        self._images = open_folder(split_location(config.render.manifest).folder)
+        self._claims = claims
+        self._shown = shown
+        folder = split_location(config.render.manifest).folder
+        self._images = ImageFolders(folder, store.url, config.render.allowed_folders)
         file = local_lora_file(lora, store)
-        self._renderer = Renderer(config.model, store, config.render.precision)
+        self._renderer = Renderer(config.model, store, config.render.precision, config.render.speed)
         self._alpha: float | None = None
         if file is not None:
             self._alpha = self._renderer.fuse_lora(file, config.render.lora_alpha).alpha
+        self._attempt = ledger.attempt_name()
+        self.changed: list[str] = []
+        self.pace = Pace(device_name())
 
-    def render(self, task: RenderTask, shown: Progress) -> None:
-        """Render a row, or record why it cannot be; a row that another worker did is left."""
-        remaining = task.row.steps
+    def work_off(self, tasks: Sequence[RenderTask]) -> None:
+        """Render rows until all have a record, by whomever; see `render_work`."""
+        steps = work_off(
+            tasks,
+            self._store,
+            self._claims,
+            attempt=self._attempt,
+            batch_size=self._config.render.speed.batch_size,
+        )
+        step = next(steps, None)
+        while step is not None:
+            given_up: Collection[str] = ()
+            if isinstance(step, Render):
+                given_up = self._render_all(step.tasks)
+            else:
+                time.sleep(step.seconds)
+            try:
+                step = steps.send(given_up)
+            except StopIteration:
+                return
+
+    def _render_all(self, tasks: Sequence[RenderTask]) -> list[str]:
+        """Render claimed rows; returns those whose images changed."""
+        pairs: dict[str, Pair] = {}
+        given_up = []
+        for task in tasks:
+            try:
+                pairs[task.identity] = self._pair(task)
+            except ImageFault as fault:
+                self._put(task, self._failure(task, fault))
+            except _Changed as fault:
+                self.changed.append(f"row {task.row.row} ({task.row.id}): {fault}")
+                self._claims.end(task.identity, "released")
+                self._shown.advance(task.row.steps)
+                given_up.append(task.identity)
+        self._render_pairs([task for task in tasks if task.identity in pairs], pairs)
+        return given_up
+
+    def _render_pairs(self, tasks: Sequence[RenderTask], pairs: Mapping[str, Pair]) -> None:
+        if not tasks:
+            return
+        begun_s = time.monotonic()
+        try:
+            rendered = self._sample(tasks, [pairs[task.identity] for task in tasks])
+        except _ClaimLost:
+            for task in tasks:
+                self._claims.end(task.identity, "released")
+            return
+        except Exception as fault:
+            # Whatever a row makes the model raise is that row's try, and the others go on.
+            if len(tasks) > 1:
+                for task in tasks:
+                    self._render_pairs([task], pairs)
+                return
+            logger.warning("Row %d (%s) failed: %r", tasks[0].row.row, tasks[0].row.id, fault)
+            self._claims.end(tasks[0].identity, "failed", f"{type(fault).__name__}: {fault}")
+            return
+        seconds = (time.monotonic() - begun_s) / len(tasks)
+        for task, one in zip(tasks, rendered, strict=True):
+            if isinstance(one, RenderFault):
+                self._put(task, self._failure(task, one))
+                continue
+            self._put(task, self._kept(task, pairs[task.identity], one, seconds))
+
+    def _sample(
+        self, tasks: Sequence[RenderTask], pairs: Sequence[Pair]
+    ) -> list[Rendered | RenderFault]:
+        row = tasks[0].row
 
         def on_step(step: int) -> None:
-            nonlocal remaining
-            remaining -= 1
-            shown.advance(note=f"{task.row.shape} {task.row.id}")
+            self._shown.advance(len(tasks), note=f"{row.shape} {row.id}")
+            if not {task.identity for task in tasks} <= set(self._claims.held):
+                raise _ClaimLost
 
-        try:
-            record = self._render(task, on_step)
-        except (ImageFault, RenderFault) as fault:
-            record = self._failure(task, row_failure(task.row, fault.code, str(fault)))
-        if remaining:
-            shown.advance(remaining)
-        try:
-            self._store.put_new(record_path(task.identity), record.to_json())
-        except AlreadyExists:
-            return
-
-    def _failure(self, task: RenderTask, failure: Failure) -> RenderRecord:
-        return RenderRecord(identity=task.identity, failure=failure, attempt=ledger.attempt_name())
-
-    def _render(self, task: RenderTask, on_step: Callable[[int], None]) -> RenderRecord:
-        row = task.row
-        first = self._keyframe(row, row.first_frame, task.first_sha256)
-        last = self._keyframe(row, row.last_frame, task.last_sha256)
-        frames = self._renderer.render(
-            {0: first, -1: last},
-            row.prompt,
+        return self._renderer.render_batch(
+            pairs,
             num_frames=row.num_frames,
             steps=row.steps,
             guidance=row.guidance,
-            seed=row.seed,
+            true_cfg_scale=row.true_cfg_scale,
             on_step=on_step,
         )
-        device = self._renderer.device
-        description = self._describe(
-            task, fidelity(frames[0], first, device), fidelity(frames[-1], last, device)
-        )
-        settings = canonical_json(description.model_dump(mode="json")).decode()
-        prefix = render_folder(task.identity)
-        files: tuple[FileEntry, ...] = (
-            put_video(
-                self._store,
-                prefix,
-                VIDEO_NAME,
-                frames.numpy(),
-                fps=description.fps,
-                crf=description.crf,
-                metadata={"comment": settings},
-            ),
-            put_frame(self._store, prefix, FIRST_FRAME_NAME, first.numpy()),
-            put_frame(self._store, prefix, LAST_FRAME_NAME, last.numpy()),
-            put_bytes(self._store, prefix, DESCRIPTION_NAME, description.to_json()),
-        )
-        return RenderRecord(
-            identity=task.identity,
-            files=files,
-            first_frame=description.first_frame,
-            last_frame=description.last_frame,
-            attempt=ledger.attempt_name(),
-        )
 
-    def _keyframe(self, row: ManifestRow, path: str, sha256: str) -> torch.Tensor:
-        """Read an image and cut it to the row's size, as training cuts its frames."""
-        try:
-            data = read_image_bytes(self._images, path)
-        except ImageFault as fault:
-            raise _Changed(str(fault)) from fault
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise _Changed(f"{path} has other bytes now")
-        frame = resize_to_cover(decode_image(data, path), row.width, row.height)
-        # A copy: what Pillow enlarged is read-only, and torch warns of what may write to it.
-        return torch.from_numpy(np.array(frame))
+    def _kept(self, task: RenderTask, pair: Pair, one: Rendered, seconds: float) -> RenderRecord:
+        """Store a video, and further tries of it where it leaves the bounds."""
+        bounds = self._config.render.checks
+        record = self._store_video(task, pair, one)
+        num_passes = task.row.steps * (2 if task.row.true_cfg_scale > 1 else 1)
+        num_bytes = sum(file.size for file in record.files)
+        self.pace.add(task.row.shape, seconds, one.step_s, num_passes, num_bytes)
+        latest = record
+        for number in range(1, bounds.retries + 1):
+            assert latest.checks is not None
+            if not marks_of(latest.checks, bounds):
+                break
+            again = retry_of(task, number, self._config.render, self._lora, self._models)
+            found = self._try_again(again, pair)
+            if found is None:
+                break
+            latest = found
+        return record
 
-    def _describe(self, task: RenderTask, first: Fidelity, last: Fidelity) -> VideoDescription:
-        row, render = task.row, self._config.render
-        return VideoDescription(
-            identity=task.identity,
-            prompt=row.prompt,
-            width=row.width,
-            height=row.height,
+    def _try_again(self, task: RenderTask, pair: Pair) -> RenderRecord | None:
+        """Render a row with another seed, or take what was rendered before; None if it failed."""
+        if self._store.exists(record_path(task.identity)):
+            found = RenderRecord.from_json(self._store.read(record_path(task.identity)))
+            return None if found.failure else found
+        row = task.row
+        (one,) = self._renderer.render_batch(
+            [pair._replace(seed=row.seed)],
             num_frames=row.num_frames,
-            fps=render.fps,
-            crf=render.crf,
             steps=row.steps,
             guidance=row.guidance,
-            seed=row.seed,
-            precision=render.precision,
-            models=self._models,
-            lora=self._lora.name,
-            lora_sha256=self._lora.sha256,
-            lora_alpha=self._alpha,
-            first_image_sha256=task.first_sha256,
-            last_image_sha256=task.last_sha256,
-            first_frame=first,
-            last_frame=last,
+            true_cfg_scale=row.true_cfg_scale,
         )
+        if isinstance(one, RenderFault):
+            return None
+        record = self._store_video(task, pair, one)
+        put_record(self._store, record)
+        return record
+
+    def _put(self, task: RenderTask, record: RenderRecord) -> None:
+        put_record(self._store, record)
+        self._claims.end(task.identity, "done")
+
+    def _failure(self, task: RenderTask, fault: ImageFault | RenderFault) -> RenderRecord:
+        return failure_record(task, row_failure(task.row, fault.code, str(fault)), self._attempt)
+
+    def _pair(self, task: RenderTask) -> Pair:
+        keyframes = {frame.position: self._keyframe(task, frame) for frame in task.keyframes}
+        return Pair(keyframes, task.row.prompt, task.row.seed, task.row.negative_prompt)
+
+    def _keyframe(self, task: RenderTask, frame: Keyframe) -> torch.Tensor:
+        """Read an image and cut it to the row's size, as training cuts its frames."""
+        try:
+            data = self._images.read(frame.path)
+        except ImageFault as fault:
+            raise _Changed(str(fault)) from fault
+        if hashlib.sha256(data).hexdigest() != frame.sha256:
+            raise _Changed(f"{frame.path} has other bytes now")
+        pixels = resize_to_cover(decode_image(data, frame.path), task.row.width, task.row.height)
+        # A copy: what Pillow enlarged is read-only, and torch warns of what may write to it.
+        return torch.from_numpy(np.array(pixels))
+
+    def _store_video(self, task: RenderTask, pair: Pair, one: Rendered) -> RenderRecord:
+        made_with = MadeWith(self._config.render, self._models, self._lora, self._alpha)
+        return store_video(self._store, task, made_with, one, pair.keyframes, self._renderer.device)

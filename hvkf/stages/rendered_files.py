@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from safetensors.torch import save
 
 from hvkf.errors import AlreadyExists
 from hvkf.records import FileEntry
@@ -55,10 +57,15 @@ def put_video(
 def put_frame(store: Store, prefix: str, name: str, frame_HWC: Frames) -> FileEntry:
     """Store a frame as PNG, or as JPEG for looking at, by the name's suffix."""
     with tempfile.TemporaryDirectory(prefix="hvkf-frame-") as folder:
-        file = Path(folder) / name
+        file = Path(folder) / Path(name).name
         with explain_full_disk(Path(folder)):
             if file.suffix == ".png":
                 write_png(file, frame_HWC)
             else:
                 Image.fromarray(frame_HWC).save(file, format="JPEG", quality=JPEG_QUALITY)
         return put_bytes(store, prefix, name, file.read_bytes())
+
+
+def put_tensor(store: Store, prefix: str, name: str, tensor: torch.Tensor) -> FileEntry:
+    """Store a tensor as safetensors, under the name `latents`."""
+    return put_bytes(store, prefix, name, save({"latents": tensor.contiguous().cpu()}))

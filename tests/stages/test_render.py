@@ -23,7 +23,9 @@ from hvkf.errors import BadInput
 from hvkf.model.image_quality import likeness
 from hvkf.model.renderer import Renderer
 from hvkf.records import Plan, Summary
-from hvkf.stages import render, render_rows
+from hvkf.stages import render, render_claims, render_rows
+from hvkf.stages.render_records import RenderTask
+from hvkf.stages.render_rows_file import read_parts
 from hvkf.storage import FolderStore, file_sha256
 from hvkf.video import decode_frames, probe
 from tests.finished_runs import write_run
@@ -87,6 +89,24 @@ def rendered(config: Config, store: FolderStore) -> Summary:
     if plan.parts:
         render.run(plan, store, plan.parts)
     return render.commit(plan, store)
+
+
+def rows_of(plan: Plan, store: FolderStore, *parts: int) -> list[RenderTask]:
+    """Read the rows of some parts, of all when none is named."""
+    return read_parts(store, [plan.parts[index] for index in parts] if parts else plan.parts)
+
+
+def without_times(found: dict[str, bytes]) -> dict[str, bytes]:
+    """Take the clock's words out of tables of results: all else must be equal bytes."""
+
+    def timeless(data: bytes) -> bytes:
+        table = pq.ParquetFile(io.BytesIO(data)).read().drop_columns(["begun_s", "seconds"])
+        return json.dumps(table.to_pylist()).encode()
+
+    return {
+        name: timeless(data) if name.endswith("/results.parquet") else data
+        for name, data in found.items()
+    }
 
 
 def results(store: FolderStore, summary: Summary) -> list[dict[str, Any]]:
@@ -208,7 +228,7 @@ def test_whatever_changes_the_video_changes_its_identity(
 ) -> None:
     def identity(entry: dict[str, object], **further: object) -> str:
         plan = render.plan(config_for(write_manifest(pairs, [entry]), **further), store)
-        return str(plan.parts[0].work["rows"][0]["identity"])
+        return rows_of(plan, store)[0].identity
 
     assert identity(changed, **settings) != identity(row("one"))
     assert identity(row("other name")) == identity(row("one"))
@@ -227,7 +247,7 @@ def test_equal_shapes_lie_together_in_parts_of_the_set_size(
 ) -> None:
     rows = [row(str(n), width=(32, 64)[n % 2], seed=n) for n in range(6)]
     plan = render.plan(config_for(write_manifest(pairs, rows), rows_per_part=2), store)
-    widths = [[task["row"]["width"] for task in part.work["rows"]] for part in plan.parts]
+    widths = [[task.row.width for task in rows_of(plan, store, part.index)] for part in plan.parts]
     assert widths == [[32, 32], [32, 64], [64, 64]]
 
 
@@ -252,8 +272,8 @@ def test_images_that_cannot_be_used_fail_their_rows_and_no_others(
         "gone": ("failed", "missing"),
         "text": ("failed", "unreadable"),
     }
-    page = (store.root / summary.links["gallery"]).read_text(encoding="utf-8")
-    assert "there is no image gone.png" in page
+    script = (store.root / summary.links["gallery"]).with_name("gallery.js")
+    assert "there is no image gone.png" in script.read_text(encoding="utf-8")
 
 
 def test_too_many_unusable_images_are_said_before_anything_is_rendered(
@@ -295,20 +315,25 @@ def test_an_image_that_changes_after_planning_is_not_rendered_under_its_old_name
 
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_at_any_write_it_ends_with_the_same_bytes(
-    pairs: Path, tmp_path: Path, after: bool
+    pairs: Path, tmp_path: Path, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # This process plays workers that are killed: their claims name a process that is gone.
+    gone = render_claims.this_worker()._replace(process_started_s=0.0)
+    monkeypatch.setattr(render_claims, "this_worker", lambda: gone)
     (pairs / "cut.png").write_bytes((pairs / "a.png").read_bytes()[:-200])
     rows = [row("one"), row("cut", "cut.png"), row("two", seed=1)]
     config = config_for(write_manifest(pairs, rows), max_failed_fraction=0.5)
     rendered(config, FolderStore(tmp_path / "whole"))
-    expected = tree(tmp_path / "whole", "renders", "manifests")
-    num_writes = 2 * 5 + 1 + 3
+    expected = without_times(tree(tmp_path / "whole", "renders", "manifests"))
+    # The rows' file; for each row its claim twice; files and record; how long it took; the results.
+    num_writes = 1 + 3 * 2 + 2 * 5 + 1 + 1 + 4
     for at in range(0, num_writes, 2):
         root = tmp_path / f"killed-{at}"
         with pytest.raises(Killed):
             rendered(config, KilledStore(root, at, after=after))
         rendered(config, FolderStore(root))
-        assert differing(tree(root, "renders", "manifests"), expected) == []
+        found = without_times(tree(root, "renders", "manifests"))
+        assert differing(found, expected) == []
     rendered(config, KilledStore(tmp_path / "alive", num_writes, after=after))
 
 
@@ -328,21 +353,31 @@ def test_a_manifest_that_is_done_is_not_done_again(
     assert differing(tree(store.root, "."), before) == []
 
 
-def test_the_gallery_plays_from_where_it_lies_and_shows_text_as_text(
+def test_the_gallery_shows_text_as_text_and_finds_its_files(
     pairs: Path, store: FolderStore
 ) -> None:
-    manifest = write_manifest(
-        pairs, [row("<b>one</b>".replace("/", "|"), prompt="<script>x</script>")]
-    )
+    manifest = write_manifest(pairs, [row("<b>one<|b>", prompt="</script><script>x\u2028")])
     summary = rendered(config_for(manifest), store)
     gallery = store.root / summary.links["gallery"]
-    page = gallery.read_text(encoding="utf-8")
-    links = re.findall(r'(?:src|href|poster)="([^"]+)"', page)
-    assert len(links) == 5
-    for link in links:
-        assert (gallery.parent / link).is_file()
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
+    script = gallery.with_name("gallery.js").read_text(encoding="utf-8")
+    assert "<" not in script
+    assert "\u2028" not in script
+    (found,) = gallery_rows(script)
+    assert (found["id"], found["prompt"]) == ("<b>one<|b>", "</script><script>x")
+    folder = gallery.parent / "../../renders" / found["identity"]
+    for name in ("video.mp4", "video.json", *found["pictures"]):
+        assert (folder / name).is_file()
+    assert found["pictures"] == ["first.jpg", "last.jpg"]
+    links = re.findall(r'(?:src|href|poster)="([^"]+)"', gallery.read_text(encoding="utf-8"))
+    assert links == ["results.parquet", "gallery.js"]
+
+
+def gallery_rows(script: str) -> list[dict[str, Any]]:
+    """Read the gallery's data, which is a script that sets a name."""
+    found = re.fullmatch(r"window\.HVKF=\{columns:(.*?),rows:(.*)\};\n", script, re.DOTALL)
+    assert found is not None
+    columns, rows = json.loads(found[1]), json.loads(found[2])
+    return [dict(zip(columns, cells, strict=True)) for cells in rows]
 
 
 def test_without_a_lora_setting_this_configurations_run_is_used(

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hvkf.stages.render_images import (
+    ImageFacts,
     ImageFault,
+    ImageFolders,
     decode_image,
-    image_hashes,
+    image_facts,
     read_image_bytes,
 )
 from hvkf.storage import FolderStore, file_sha256
@@ -148,8 +150,9 @@ def test_images_are_named_by_content_and_faults_stand_in_their_place(tmp_path: P
     (tmp_path / "secret.png").write_bytes(encoded(picture()))
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     names = ["a.png", "same.png", "text.png", "folder.png", "link.png", "gone.png", "a.png/b"]
-    found = image_hashes(FolderStore(folder), names)
-    assert found["a.png"] == found["same.png"] == file_sha256(folder / "a.png")
+    found = image_facts(ImageFolders(str(folder), str(tmp_path)), names)
+    facts = ImageFacts(file_sha256(folder / "a.png"), 6, 4)
+    assert found["a.png"] == found["same.png"] == facts
     codes = {name: fault.code for name, fault in found.items() if isinstance(fault, ImageFault)}
     assert codes == {
         "text.png": "unreadable",
