@@ -108,9 +108,6 @@ class RenderConfig(Section):
     rows_per_part: int = Field(
         64, ge=1, description="Rows that one worker takes, where the cost is not known yet."
     )
-    weight: float = Field(
-        1.0, gt=0, description="Share of the workers against other manifests at the same time."
-    )
     claim_s: float = Field(
         120.0, gt=0, description="Seconds after which a silent worker's row may be taken by others."
     )
