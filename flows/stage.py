@@ -5,12 +5,13 @@ import sys
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from flows.server import wait_for_server
 from flows.watching import watch
 from hvkf.config import Config
 from hvkf.errors import HvkfError
-from hvkf.jobs.local import run_plan
+from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import ERROR_PREFIX, fault_of
 from hvkf.ledger import read_plan
 from hvkf.records import Planned, Summary
@@ -56,7 +57,7 @@ def run_job(stage: str, planned: Planned) -> None:
     store = open_store(planned.workspace)
     plan = read_plan(store, stage, planned.plan)
     with watch(plan, store) as listener:
-        run_plan(plan, store, listener)
+        run_plan(plan, store, listener, flow_run.get_id())
 
 
 def _hvkf(arguments: list[str], standard_input: str) -> str:

@@ -18,8 +18,9 @@ from hvkf.config import Config
 from hvkf.config_file import known_keys
 from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
-from hvkf.jobs.local import run_plan
+from hvkf.job_commands import jobs_app
 from hvkf.jobs.manifest import read_numbers
+from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import ERROR_PREFIX, Listener
 from hvkf.processes import follow_parent
 from hvkf.progress import WorkerBars, display
@@ -247,6 +248,7 @@ def gc(
     )
 
 
+app.add_typer(jobs_app, name="jobs")
 add_commands(app)
 picture_command.add_commands(app)
 add_registry_commands(app)

@@ -1,0 +1,347 @@
+"""The Kubernetes executor: jobs are created or adopted, watched to their end, and told in words."""
+
+import queue
+import time
+from collections import deque
+from contextlib import closing
+
+from hvkf.errors import AlreadyExists, BadInput, HvkfError, TryAgain
+from hvkf.jobs import cluster_state as said
+from hvkf.jobs.feed import REPLACED, Feed, Message
+from hvkf.jobs.kubernetes import Cluster
+from hvkf.jobs.kubernetes_faults import NotFound
+from hvkf.jobs.manifest import ATTEMPT_LABEL, WORK_LABEL, Manifest, build_manifest
+from hvkf.jobs.owners import Lease, lease_until, leave, made_up_owner, own
+from hvkf.jobs.spec import ERROR_PREFIX, JobSpec, Listener, job_for
+from hvkf.ledger import pending_parts
+from hvkf.progress import parse_line
+from hvkf.records import Plan
+from hvkf.storage import Store
+
+TICK_S = 0.5
+LAST_LOGS_S = 5.0
+MAX_LINES = 2000
+KEPT_LINES = 2000
+SHOWN_LINES = 5
+SHOWN_ENDS = 5
+
+
+def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = None) -> None:
+    """Run a plan's parts as pods until the ledger has them all.
+
+    Whoever asks for the same work shares its job. When this is interrupted or the job cannot go
+    on, the job is deleted unless another owner keeps it.
+
+    Raises:
+        HvkfError: the fault that ended the job.
+    """
+    if not (parts := pending_parts(store, plan)):
+        return
+    job = job_for(plan, store.url, parts, attempt=1)
+    build_manifest(job)  # what is wrong with the settings is known before anything is asked
+    selector = f"{WORK_LABEL}={job.work}"
+    with closing(Cluster(job.cluster)) as cluster, Feed(cluster, selector) as feed:
+        task = WaitingTask(cluster, feed, listener, owner or made_up_owner())
+        failures = 0
+        while parts := pending_parts(store, plan):
+            job = job_for(plan, store.url, parts, attempt=1)
+            fault = task.run(job)
+            if fault is None and not pending_parts(store, plan):
+                return
+            failures += 1
+            fault = fault or TryAgain(f"A job of {job.stage} ended without doing all its parts.")
+            if failures > _further_starts(job, fault):
+                raise fault
+            listener.on_log(f"{job.stage}: attempt {task.attempt} ended: {fault} Starting again.")
+
+
+def _further_starts(job: JobSpec, fault: HvkfError) -> int:
+    """How often a job is started again; parts have had their starts within theirs."""
+    if isinstance(fault, BadInput):
+        return 0
+    if not job.is_gang:
+        return 0 if not str(fault).startswith("A job of") else job.jobs.max_attempts - 1
+    return job.jobs.max_restarts if isinstance(fault, TryAgain) else job.jobs.max_attempts - 1
+
+
+class PodLog:
+    """What a pod said: the newest lines, and how many were passed on."""
+
+    def __init__(self) -> None:
+        self.newest: deque[str] = deque(maxlen=KEPT_LINES)
+        self.withheld: deque[str] = deque(maxlen=KEPT_LINES)
+        self.num_shown = 0
+        self.error: str | None = None
+        self.has_ended = False
+
+
+class WaitingTask:
+    """Waits for one work's jobs; holds what the cluster last said of them."""
+
+    def __init__(self, cluster: Cluster, feed: Feed, listener: Listener, owner: str) -> None:
+        self.attempt = 0
+        self._cluster = cluster
+        self._feed = feed
+        self._listener = listener
+        self._owner = owner
+        self._seen: dict[str, dict[str, Manifest]] = {"job": {}, "pod": {}}
+        self._events: list[Manifest] = []
+        self._logs: dict[str, PodLog] = {}
+        self._told: set[str] = set()
+        self._name = ""
+        self._is_adopted = False
+        self._word_s = 0.0
+
+    def run(self, job: JobSpec) -> HvkfError | None:
+        """Create or adopt a job, wait for its end, and return the fault it ended by."""
+        try:
+            self._find_or_create(job)
+            with Lease(self._cluster, self._name, self._owner):
+                return self._wait(job)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        if not self._name:
+            return
+        try:
+            if leave(self._cluster, self._name, self._owner):
+                self._listener.on_log(f"{self._name}: deleted; its pods save their work and end")
+        except HvkfError as fault:
+            self._listener.on_log(
+                f"{self._name} could not be deleted ({fault}); `hvkf jobs reap` does so when its "
+                "lease has ended"
+            )
+
+    def _find_or_create(self, job: JobSpec) -> None:
+        self._name = ""
+        deadline_s = time.monotonic() + job.jobs.grace_s + job.jobs.start_timeout_s
+        while True:
+            self._take_all()
+            live = [
+                seen
+                for seen in self._seen["job"].values()
+                if not said.finished(seen) and not said.is_deleted(seen)
+            ]
+            if live:
+                newest = max(live, key=said.attempt_of)
+                if self._adopt(newest):
+                    return
+                self._seen["job"].pop(newest["metadata"]["name"], None)
+            elif job.is_gang and (left := self._running_pods()):
+                # Two gangs at once would write the same checkpoints.
+                self._tell(f"{job.stage}: waits for {', '.join(left)} of an earlier attempt to end")
+                if time.monotonic() > deadline_s:
+                    raise TryAgain(
+                        f"{', '.join(left)} of an earlier attempt does not end: if its node is "
+                        "gone, kubectl delete pod --force it."
+                    )
+                self._take(TICK_S)
+            elif self._create(job):
+                return
+
+    def _running_pods(self) -> list[str]:
+        return [name for name, pod in self._seen["pod"].items() if not said.has_ended(pod)]
+
+    def _adopt(self, found: Manifest) -> bool:
+        name = found["metadata"]["name"]
+        try:
+            self._cluster.ride_out(
+                lambda: self._cluster.set_owner(name, self._owner, lease_until(self._cluster))
+            )
+        except NotFound:
+            return False
+        self._begin(name, said.attempt_of(found), is_adopted=True)
+        self._listener.on_log(f"{name} is there already: waiting for it")
+        return True
+
+    def _create(self, job: JobSpec) -> bool:
+        attempts = [said.attempt_of(seen) for seen in self._seen["job"].values()]
+        attempt = max([*attempts, self.attempt]) + 1
+        manifest = build_manifest(job.model_copy(update={"attempt": attempt}))
+        own(manifest, self._owner, self._cluster)
+        name = manifest["metadata"]["name"]
+        try:
+            created = self._cluster.ride_out(lambda: self._cluster.create_job(manifest))
+        except AlreadyExists:  # another flow was first, or the answer to our own was lost
+            found = self._cluster.ride_out(lambda: self._cluster.get_job(name))
+            self._seen["job"][name] = found
+            return False
+        self._seen["job"][name] = created
+        assert created["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt)
+        self._begin(name, attempt, is_adopted=False)
+        self._listener.on_log(f"{name} is created")
+        return True
+
+    def _begin(self, name: str, attempt: int, *, is_adopted: bool) -> None:
+        self._name, self.attempt, self._is_adopted = name, attempt, is_adopted
+        self._word_s = time.monotonic()
+
+    def _wait(self, job: JobSpec) -> HvkfError | None:
+        waiting_since_s = time.monotonic()
+        while True:
+            self._take(TICK_S)
+            current = self._seen["job"].get(self._name)
+            if current is None or said.is_deleted(current):
+                return TryAgain(f"{self._name} was deleted while it ran: run again to go on.")
+            if (end := said.finished(current)) is not None:
+                return self._conclude(job, *end)
+            pods = self._pods()
+            if said.is_suspended(current):
+                where = f"in {job.jobs.queue}" if job.jobs.queue else "(suspended)"
+                self._tell(f"{job.stage}: queued {where}")
+                waiting_since_s = self._word_s = time.monotonic()
+            blocks = self._blocks(job)
+            num_started = sum(said.has_started(pod) for pod in pods)
+            needed = job.jobs.nodes if job.is_gang else 1
+            if num_started >= needed or current.get("status", {}).get("succeeded"):
+                waiting_since_s = time.monotonic()
+            elif time.monotonic() - waiting_since_s > job.jobs.start_timeout_s:
+                why = "; ".join(blocks) or "the cluster says nothing of why"
+                raise BadInput(
+                    f"{self._name}: {num_started} of {needed} pods started within "
+                    f"{job.jobs.start_timeout_s:g} s: {why}."
+                )
+            if job.is_gang and num_started >= needed and self._is_silent(job):
+                self._cluster.ride_out(lambda: leave(self._cluster, self._name, self._owner))
+                return TryAgain(f"{self._name} was silent for {job.jobs.stall_s:g} s.")
+
+    def _is_silent(self, job: JobSpec) -> bool:
+        """Whether no pod has said a word for too long; a log that is not read says nothing."""
+        return time.monotonic() - self._word_s > job.jobs.stall_s
+
+    def _blocks(self, job: JobSpec) -> list[str]:
+        """Tell what blocks the job's pods.
+
+        Raises:
+            BadInput: something that no waiting mends.
+        """
+        found = [said.blocked(pod, job.stage) for pod in self._pods()]
+        found += [
+            said.blocked_by_event(event, job.stage)
+            for event in self._events
+            if event["involvedObject"]["name"].startswith(self._name)
+        ]
+        sentences = []
+        for block in found:
+            if block is None or block.sentence in sentences:
+                continue
+            if block.is_final:
+                raise BadInput(f"{self._name}: {block.sentence}.")
+            sentences.append(block.sentence)
+            self._tell(f"{job.stage}: {block.sentence}")
+        return sentences
+
+    def _conclude(self, job: JobSpec, kind: str, reason: str, message: str) -> HvkfError | None:
+        """Say how a job ended, once its pods' last lines are here."""
+        deadline_s = time.monotonic() + LAST_LOGS_S
+        while time.monotonic() < deadline_s and not self._has_heard_all():
+            self._take(TICK_S)
+        if kind == "Complete":
+            return None
+        if reason == "DeadlineExceeded":
+            return BadInput(
+                f"{self._name} ran longer than jobs.{job.stage}.deadline_s={job.jobs.deadline_s}: "
+                "raise it, or use more workers."
+            )
+        newest = {end.part_index: end for pod in self._pods() if (end := said.pod_end(pod))}
+        ends = sorted(newest.values(), key=_severity)
+        if not ends:
+            return TryAgain(f"{self._name} failed ({reason}: {message}).")
+        for end in ends:
+            for line in self._logs.get(end.name, PodLog()).withheld:
+                self._listener.on_log(line)
+        words = "; ".join(self._words(job, end) for end in ends[:SHOWN_ENDS])
+        more = f"; and {len(ends) - SHOWN_ENDS} more" if len(ends) > SHOWN_ENDS else ""
+        return ends[0].fault(f"{words}{more}.")
+
+    def _words(self, job: JobSpec, end: said.PodEnd) -> str:
+        log = self._logs.get(end.name, PodLog())
+        last = log.error or " | ".join(list(log.newest)[-SHOWN_LINES:]) or end.message.strip()
+        where = f"node {end.part_index}"
+        if not job.is_gang and job.parts is not None and end.part_index < len(job.parts):
+            where = f"index {end.part_index}"
+        words = f"{job.stage} {where} ({end.name}) {end.cause}"
+        words += f": {last.rstrip('. ')}" if last else ""
+        return words + (f" ({end.fix})" if end.fix else "")
+
+    def _pods(self) -> list[Manifest]:
+        """Return the job's pods, the oldest first."""
+        pods = [pod for pod in self._seen["pod"].values() if said.job_of(pod) == self._name]
+        return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+
+    def _has_heard_all(self) -> bool:
+        """Whether the job's pods are seen to have ended, and their logs are read to the end.
+
+        The watch of jobs may be ahead of that of pods.
+        """
+        pods = self._pods()
+        logs = [self._logs.get(pod["metadata"]["name"]) for pod in pods]
+        heard = all(log is not None and log.has_ended for log in logs)
+        return bool(pods) and heard and all(said.has_ended(pod) for pod in pods)
+
+    def _tell(self, sentence: str) -> None:
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self._listener.on_log(sentence)
+
+    def _take_all(self) -> None:
+        while not self._feed.messages.empty():
+            self._take(TICK_S)
+
+    def _take(self, timeout_s: float) -> None:
+        """Take what the feed has; waits for one message at most."""
+        try:
+            self._handle(self._feed.messages.get(timeout=timeout_s))
+            while True:
+                self._handle(self._feed.messages.get_nowait())
+        except queue.Empty:
+            return
+
+    def _handle(self, message: Message) -> None:
+        if message.kind == "fault":
+            raise message.value
+        if message.kind == "log":
+            self._hear(message.action, message.value)
+        elif message.kind == "log-end":
+            self._logs[message.action].has_ended = True
+        elif message.kind == "event":
+            self._events += message.value if message.action == REPLACED else [message.value]
+        elif message.action == REPLACED:
+            self._seen[message.kind] = {seen["metadata"]["name"]: seen for seen in message.value}
+        elif message.action == "DELETED" and message.kind == "job":
+            self._seen["job"].pop(message.value["metadata"]["name"], None)
+        elif message.action == "DELETED" and not said.has_ended(message.value):
+            self._seen["pod"].pop(message.value["metadata"]["name"], None)
+        else:
+            self._seen[message.kind][message.value["metadata"]["name"]] = message.value
+        for name, pod in self._seen["pod"].items():
+            if said.has_started(pod) and name not in self._logs and said.job_of(pod) == self._name:
+                self._logs[name] = PodLog()
+                self._feed.follow(name, None)
+
+    def _hear(self, pod: str, line: str) -> None:
+        self._word_s = time.monotonic()
+        if (event := parse_line(line)) is not None:
+            index = said.index_of(self._seen["pod"][pod]) if pod in self._seen["pod"] else 0
+            self._listener.on_progress(index, event)
+            return
+        log = self._logs[pod]
+        log.newest.append(line)
+        if line.startswith(ERROR_PREFIX):
+            log.error = line.removeprefix(ERROR_PREFIX)
+        elif log.num_shown < MAX_LINES:
+            log.num_shown += 1
+            self._listener.on_log(line)
+        else:
+            log.withheld.append(line)
+
+
+def _severity(end: said.PodEnd) -> int:
+    """Order ends: what no start mends, what the cluster did, other faults, what those led to."""
+    if issubclass(end.fault, BadInput):
+        return 0
+    if end.cause.startswith("was ") and end.cause != "was told to stop":
+        return 1
+    return 2 if end.fault is HvkfError else 3

@@ -1,0 +1,141 @@
+"""What happens on the cluster to one work's jobs, as one queue of messages from several threads.
+
+Watches go on from their last version whatever happens to their connections; logs go on from their
+last line. Whoever reads the queue meets a fault only when it is final.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hvkf.errors import HvkfError, TryAgain
+from hvkf.jobs.kubernetes import BACKOFF_S, Cluster
+from hvkf.jobs.kubernetes_faults import ApiDown, Gone, NotFound
+
+KINDS = ("job", "pod", "event")
+LOG_RETRY_S = 1.0
+REPLACED = "REPLACED"
+
+
+class Message(NamedTuple):
+    """`kind` is job, pod, event, log or fault; `value` an object, objects, a line or a fault."""
+
+    kind: str
+    action: str
+    value: Any
+
+
+class Feed:
+    """Watches jobs and pods with a label, and the namespace's events. A context manager."""
+
+    def __init__(self, cluster: Cluster, selector: str) -> None:
+        self.messages: queue.Queue[Message] = queue.Queue()
+        self._cluster = cluster
+        self._selectors = {"job": selector, "pod": selector, "event": ""}
+        self._stopped = threading.Event()
+        self._open: dict[str, Any] = {}
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> "Feed":
+        for kind in KINDS:  # listed before anything is created, so that nothing is missed
+            version = self._list(kind)
+            self._start(f"watch {kind}", self._watch, kind, version)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for response in list(self._open.values()):
+            _break_off(response)
+        for thread in self._threads:
+            thread.join(5.0)
+
+    def follow(self, pod: str, since: str | None) -> None:
+        """Begin to read a pod's log; its lines come as messages, an empty action ends it."""
+        self._start(f"log {pod}", self._follow, pod, since)
+
+    def _start(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _list(self, kind: str) -> str:
+        items, version = self._cluster.ride_out(
+            lambda: self._cluster.list(kind, self._selectors[kind])
+        )
+        self.messages.put(Message(kind, REPLACED, items))
+        return str(version)
+
+    def _opened(self, name: str) -> Callable[[Any], None]:
+        def remember(response: Any) -> None:
+            self._open[name] = response
+            if self._stopped.is_set():
+                _break_off(response)
+
+        return remember
+
+    def _watch(self, kind: str, version: str) -> None:
+        failures, answered_s = 0, time.monotonic()
+        while not self._stopped.is_set():
+            try:
+                began_s = time.monotonic()
+                for action, seen in self._cluster.watch(
+                    kind, self._selectors[kind], version, self._opened(kind)
+                ):
+                    failures, answered_s = 0, time.monotonic()
+                    version = seen["metadata"]["resourceVersion"]
+                    if action != "BOOKMARK":
+                        self.messages.put(Message(kind, action, seen))
+                answered_s = time.monotonic()
+                if answered_s - began_s < BACKOFF_S[0]:
+                    self._stopped.wait(BACKOFF_S[0])
+            except Gone:
+                version = self._relist(kind) or version
+            except ApiDown as fault:
+                if time.monotonic() - answered_s > self._cluster.settings.api_outage_s:
+                    away = TryAgain(f"The Kubernetes API stayed away ({fault}): run again.")
+                    self.messages.put(Message("fault", "", away))
+                    return
+                self._stopped.wait(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                failures += 1
+            except HvkfError as fault:
+                self.messages.put(Message("fault", "", fault))
+                return
+
+    def _relist(self, kind: str) -> str | None:
+        try:
+            return self._list(kind)
+        except HvkfError as fault:
+            self.messages.put(Message("fault", "", fault))
+            self._stopped.set()
+            return None
+
+    def _follow(self, pod: str, since: str | None) -> None:
+        """Read a log to its end. A log that cannot be had fails nothing: its lines are lost."""
+        seen = since or ""
+        has_ended = False
+        while not has_ended and not self._stopped.is_set():
+            try:
+                for line in self._cluster.follow_log(pod, seen or None, self._opened(pod)):
+                    moment, _, text = line.partition(" ")
+                    if moment > seen:
+                        seen = moment
+                        self.messages.put(Message("log", pod, text))
+                has_ended = True
+            except ApiDown:
+                self._stopped.wait(LOG_RETRY_S)
+            except NotFound:
+                has_ended = True
+            except HvkfError as fault:
+                self.messages.put(Message("log", pod, f"(the log cannot be read: {fault})"))
+                has_ended = True
+        self.messages.put(Message("log-end", pod, None))
+
+
+def _break_off(response: Any) -> None:
+    """End a read that blocks in another thread; the answer may have ended by itself."""
+    try:
+        response.shutdown()
+    except (ValueError, OSError, RuntimeError):
+        return

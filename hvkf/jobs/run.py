@@ -1,0 +1,26 @@
+"""Runs a plan's parts where its settings say: on this machine, or as pods of a cluster."""
+
+from hvkf.jobs import local
+from hvkf.jobs.spec import Listener, stage_jobs
+from hvkf.records import Plan
+from hvkf.storage import Store
+
+
+def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = None) -> None:
+    """Run a plan's parts until the ledger has them all.
+
+    Args:
+        plan: The plan, as it lies in the workspace.
+        store: The workspace.
+        listener: Who hears of progress, and the workers' words.
+        owner: On a cluster, the run that a job is kept for; left out, one is made up.
+
+    Raises:
+        HvkfError: the fault that ended the job.
+    """
+    if stage_jobs(plan).executor == "kubernetes":
+        from hvkf.jobs import cluster  # importing the Kubernetes client takes half a second
+
+        cluster.run_plan(plan, store, listener, owner)
+    else:
+        local.run_plan(plan, store, listener)
