@@ -1,6 +1,6 @@
 """Decoding a clip once for all its samples, and storing these segment by segment."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -12,7 +12,7 @@ from hvkf.progress import Progress, progress
 from hvkf.records import Clip, Failure
 from hvkf.resize import resize_to_cover
 from hvkf.shards import SegmentWriter
-from hvkf.stages.cache import CHANNELS, SceneGroup, SceneItem, SceneSegment, scenes_root
+from hvkf.stages.cache import SceneGroup, SceneItem, SceneSegment, scenes_root
 from hvkf.stages.ingest import source_folder
 from hvkf.stages.ingest_scan import local_file
 from hvkf.stages.previews import Preview
@@ -77,54 +77,79 @@ def _items(segments: Sequence[SceneSegment]) -> Iterator[SceneItem]:
 
 
 def _store_clip(
-    config: Config,
-    clip: Clip,
-    items: Sequence[SceneItem],
-    writers: dict[str, SegmentWriter],
-    previews: dict[str, Preview],
+    config: Config, clip: Clip, items: Sequence[SceneItem], writers: dict[str, SegmentWriter]
 ) -> None:
     """Add a clip's samples to their segments, or their failures: a sample is whole or absent."""
     if not items:
         return
     sources = open_folder(source_folder(config.ingest))
+    unfinished = {item.key: item for item in items}
     try:
-        videos = _decode(config, clip, items, sources)
+        for item, video in _decode(config, clip, items, sources):
+            writers[item.bucket].add(item.key, clip.source_sha256, _sample(clip, item, video))
+            del unfinished[item.key]
     except (MediaFault, FileNotFoundError) as fault:
         code = fault.code if isinstance(fault, MediaFault) else "missing"
-        for item in items:
+        for item in unfinished.values():
             writers[item.bucket].add_failure(
                 Failure(code=code, message=f"{item.bucket}: {fault}", source=clip.source)
             )
-        return
-    for item, video in zip(items, videos, strict=True):
-        writers[item.bucket].add(item.key, clip.source_sha256, _sample(clip, item, video))
-        previews[item.bucket].add(video[0])
 
 
-def _decode(config: Config, clip: Clip, items: Sequence[SceneItem], sources: Store) -> list[Pixels]:
-    """Decode the clip's source once, resizing each wanted frame for every sample that needs it."""
-    wanted: dict[int, list[tuple[int, int]]] = {}
-    videos: list[Pixels] = []
-    for number, item in enumerate(items):
+class _Growing:
+    """A sample whose frames are still coming; equal frames of several samples are one array."""
+
+    def __init__(self, item: SceneItem, frames: Sequence[int]) -> None:
+        self.item = item
         bucket = buckets.Bucket.parse(item.bucket)
-        shape = (bucket.num_frames, bucket.height, bucket.width, CHANNELS)
-        videos.append(np.empty(shape, dtype=np.uint8))
-        for position, frame in enumerate(source_frames(clip, item, config)):
-            wanted.setdefault(frame, []).append((number, position))
+        self.size = (bucket.width, bucket.height)
+        self.last = max(frames)
+        self._places: dict[int, list[int]] = {}
+        for position, frame in enumerate(frames):
+            self._places.setdefault(frame, []).append(position)
+        self._pixels: list[Pixels | None] = [None] * len(frames)
+
+    @property
+    def wanted(self) -> Iterable[int]:
+        """The source frames that it is made of."""
+        return self._places
+
+    def add(self, frame: int, pixels: Pixels) -> None:
+        """Put a resized frame in its places."""
+        for position in self._places[frame]:
+            self._pixels[position] = pixels
+
+    def take(self) -> Pixels:
+        """Return the whole video [F, H, W, 3] and let go of its frames."""
+        video = np.stack([pixels for pixels in self._pixels if pixels is not None])
+        self._pixels = []
+        return video
+
+
+def _decode(
+    config: Config, clip: Clip, items: Sequence[SceneItem], sources: Store
+) -> Iterator[tuple[SceneItem, Pixels]]:
+    """Decode the clip's source once and yield each sample with its last frame.
+
+    A frame is resized once per size, and held only while a sample that needs it is unfinished.
+    Samples of one bucket come in their order: their windows follow each other.
+    """
+    wanted: dict[int, list[_Growing]] = {}
+    for item in items:
+        sample = _Growing(item, source_frames(clip, item, config))
+        for frame in sample.wanted:
+            wanted.setdefault(frame, []).append(sample)
     with local_file(sources, clip.source) as file:
         if file_sha256(file) != clip.source_sha256:
             raise MediaFault("changed", "its bytes changed since ingest; run `hvkf ingest` again")
-        num_found = 0
         for frame, pixels in decode_frames(file, sorted(wanted)):
-            num_found += 1
-            for number, position in wanted[frame]:
-                height, width = videos[number].shape[1:3]
-                videos[number][position] = resize_to_cover(pixels, width, height)
-    if num_found != len(wanted):
-        raise MediaFault(
-            "truncated", f"only {num_found} of {len(wanted)} frames of {clip.source} were there"
-        )
-    return videos
+            resized: dict[tuple[int, int], Pixels] = {}
+            for sample in wanted.pop(frame):
+                if sample.size not in resized:
+                    resized[sample.size] = resize_to_cover(pixels, *sample.size)
+                sample.add(frame, resized[sample.size])
+                if frame == sample.last:
+                    yield sample.item, sample.take()
 
 
 def source_frames(clip: Clip, item: SceneItem, config: Config) -> list[int]:

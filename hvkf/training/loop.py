@@ -1,13 +1,15 @@
 """The training loop: steps, validation, checkpoints, and stopping in between without a trace."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
+from hvkf.ahead import ahead
 from hvkf.config import Config
 from hvkf.distributed import exit_code_recorded
 from hvkf.errors import BadInput, Stopped, TryAgain
@@ -167,7 +169,13 @@ class Loop:
             self._gang.part()
             raise Stopped(f"Told to stop before {step_name(start + 1)}; run it again to go on.")
         samples = TrainSamples(self._config, self._reader, self._items.train)
-        loaded = iter(make_loader(self._config, samples, self._schedule, start, self._num_steps))
+        loader = make_loader(self._config, samples, self._schedule, start, self._num_steps)
+        with closing(ahead(iter(loader))) as loaded:
+            self._take_steps(start, loaded, shown)
+
+    def _take_steps(
+        self, start: int, loaded: Iterator[LatentBatch], shown: Progress | None
+    ) -> None:
         planned = self._schedule.steps(start, self._num_steps)
         for done, (epoch, batch, own) in enumerate(planned, start + 1):
             micro = [next(loaded) for _ in own]
