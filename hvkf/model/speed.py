@@ -1,7 +1,8 @@
 """What makes a transformer faster or smaller at sampling, each by its own setting."""
 
 import torch
-from diffusers.hooks import FirstBlockCacheConfig, TaylorSeerCacheConfig
+from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
+from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
 from hvkf.errors import BadInput
