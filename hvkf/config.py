@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from hvkf.settings.data import CacheConfig, DataConfig, EncodeConfig, IngestConfig
-from hvkf.settings.evaluation import EvaluateConfig
+from hvkf.settings.evaluation import EvaluateConfig, GateConfig
 from hvkf.settings.experiment import ExperimentConfig, ModelConfig
 from hvkf.settings.jobs import JobsConfig
 from hvkf.settings.nightly import NightlyConfig
@@ -42,6 +42,7 @@ class Config(Section):
     checkpointing: CheckpointingConfig = CheckpointingConfig()
     ddp_kwargs: DdpConfig = DdpConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
     render: RenderConfig = RenderConfig()
     nightly: NightlyConfig = NightlyConfig()
     jobs: JobsConfig = JobsConfig()

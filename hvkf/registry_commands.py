@@ -168,6 +168,22 @@ def _shown(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+def gate(
+    context: typer.Context,
+    evaluation: Annotated[
+        str, typer.Option(help="The evaluation's folder or metrics.json in the workspace.")
+    ],
+    config: ConfigOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Judges an evaluation by the rule of `gate:`, promotes its LoRA or not; prints JSON."""
+    settings = read_config(context, config, workspace)
+    from hvkf.stages.evaluate_gate import gate as decide  # SciPy takes a second
+
+    print(decide(settings.gate, open_store(settings.workspace), evaluation).model_dump_json())
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
     app.add_typer(registry_app, name="registry")
+    app.command(epilog=EPILOG)(gate)

@@ -1,8 +1,12 @@
 """Settings of judging a checkpoint."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from hvkf.settings.section import Precision, Section
+
+GateFigure = Literal["keyframe_psnr_db", "keyframe_ssim", "clip_psnr_db", "clip_ssim"]
 
 
 class EvaluateConfig(Section):
@@ -15,3 +19,19 @@ class EvaluateConfig(Section):
     precision: Precision = Field("bf16", description="Precision of the models' weights.")
     pairs_per_part: int = Field(64, ge=1, description="Pairs that one worker takes.")
     max_failed_fraction: float = Field(0.0, ge=0, le=1, description="Fail above this share.")
+
+
+class GateConfig(Section):
+    """What a LoRA must show on held-out pairs to come into use."""
+
+    registry: str = Field("default", description="Name in the registry that it would be used by.")
+    better: tuple[GateFigure, ...] = Field(
+        ("clip_psnr_db",),
+        description="Figures that must rise: the whole 95% interval of the gain above 0.",
+    )
+    not_worse: tuple[GateFigure, ...] = Field(
+        ("keyframe_psnr_db",),
+        description="Figures that must not fall: the interval above minus their margin.",
+    )
+    margin_db: float = Field(0.25, ge=0, description="How far a PSNR of not_worse may fall.")
+    margin_ssim: float = Field(0.005, ge=0, description="How far an SSIM of not_worse may fall.")

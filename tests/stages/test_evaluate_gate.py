@@ -1,0 +1,202 @@
+"""The gate: how often it errs on figures of known truth, and what it does to the registry."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import norm, t
+
+from hvkf.errors import BadInput
+from hvkf.registry import find_registered, read_registered
+from hvkf.settings.evaluation import GateConfig
+from hvkf.stages import evaluate_statistics
+from hvkf.stages.evaluate import (
+    ClipFidelity,
+    Mean,
+    Means,
+    Metrics,
+    PairMetrics,
+    Settings,
+)
+from hvkf.stages.evaluate_gate import Decision, gate, judge
+from hvkf.stages.evaluate_statistics import paired_interval
+from hvkf.stages.render import Fidelity
+from hvkf.storage import FolderStore, object_sha256
+from tests.commands import run_command
+from tests.finished_runs import write_run
+
+RULE = GateConfig(registry="house")
+NUM_TRIALS = 2000
+
+
+def clip_of(psnr_db: float) -> ClipFidelity:
+    same = Fidelity(mse=0.01, psnr_db=psnr_db, ssim=0.9)
+    return ClipFidelity(first=same, last=same, clip=same)
+
+
+def metrics_of(lora: Any, base: Any, run_id: str = "new", sha256: str = "0" * 64) -> Metrics:
+    """Make an evaluation in which pair n has these PSNRs with the LoRA and without."""
+    mean = Mean(psnr_db=float(np.mean(lora)), pooled_psnr_db=0.0, ssim=0.9)
+    means = Means(first=mean, last=mean, clip=mean)
+    pairs = tuple(
+        PairMetrics(
+            key=f"pair-{number}",
+            bucket="32x32x5",
+            source="video.mp4",
+            prompt="",
+            lora=clip_of(float(with_lora)),
+            base=clip_of(float(without)),
+            ceiling=clip_of(40.0),
+            files={},
+        )
+        for number, (with_lora, without) in enumerate(zip(lora, base, strict=True))
+    )
+    return Metrics(
+        run_id=run_id,
+        checkpoint="step-00000004",
+        lora_sha256=sha256,
+        settings=Settings(steps=2, guidance=6.0, seed=0, precision="fp32", models="m"),
+        lora=means,
+        base=means,
+        ceiling=means,
+        pairs=pairs,
+        failures=(),
+    )
+
+
+def share_promoted(num_pairs: int, gain_in_standard_errors: float) -> float:
+    """Judge trials of normal differences whose mean's standard error is known."""
+    generator = np.random.default_rng(num_pairs)
+    base = np.full(num_pairs, 25.0)
+    promoted = 0
+    for _ in range(NUM_TRIALS):
+        gain = gain_in_standard_errors / np.sqrt(num_pairs)
+        lora = base + generator.normal(gain, 1.0, num_pairs)
+        promoted += judge(RULE, metrics_of(lora, base), None, 0).outcome == "promote"
+    return promoted / NUM_TRIALS
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of trials take their time; the rates hardly depend on the resamples."""
+    monkeypatch.setattr(evaluate_statistics, "NUM_RESAMPLES", 999)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize("num_pairs", [16, 32])
+def test_a_gain_of_four_standard_errors_is_promoted_and_a_null_is_not(num_pairs: int) -> None:
+    assert share_promoted(num_pairs, 4.0) >= 0.95
+    assert share_promoted(num_pairs, 0.0) <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_resamples")
+def test_over_the_fewest_pairs_a_null_still_passes_at_most_one_time_in_twenty() -> None:
+    assert share_promoted(8, 0.0) <= 0.05
+
+
+@pytest.mark.parametrize("count", [8, 16, 64])
+def test_an_interval_of_normal_differences_is_about_students(count: int) -> None:
+    # Quantiles of a normal distribution: a sample without chance.
+    values = norm.ppf((np.arange(count) + 0.5) / count)
+    half = t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
+    found = paired_interval(list(values + 1.0))
+    assert found.mean == pytest.approx(1.0)
+    assert found.high - 1.0 == pytest.approx(half, rel=0.12)
+    assert 1.0 - found.low == pytest.approx(half, rel=0.12)
+    assert paired_interval(list(values + 1.0)) == found
+
+
+def test_equal_differences_have_an_interval_without_width() -> None:
+    found = paired_interval([0.5] * 9)
+    assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="7 pairs, where 8 are the fewest"):
+        paired_interval([0.5] * 7)
+    with pytest.raises(ValueError, match="not finite"):
+        paired_interval([0.5] * 8 + [float("nan")])
+
+
+def test_fewer_than_eight_common_pairs_give_no_verdict() -> None:
+    seven = metrics_of([30.0] * 7, [20.0] * 7)
+    assert judge(RULE, seven, None, 0).outcome == "no-verdict"
+    champion = metrics_of([20.0] * 7, [20.0] * 7)
+    verdict = judge(RULE, metrics_of([30.0] * 12, [20.0] * 12), champion, 3)
+    assert verdict.outcome == "no-verdict"
+    assert "7 pairs" in verdict.reasons[0]
+    assert "evaluate.num_pairs" in verdict.reasons[0]
+
+
+def test_other_settings_are_not_compared() -> None:
+    champion = metrics_of([20.0] * 9, [20.0] * 9)
+    other = champion.settings.model_copy(update={"steps": 50})
+    verdict = judge(
+        RULE,
+        metrics_of([30.0] * 9, [20.0] * 9),
+        champion.model_copy(update={"settings": other}),
+        1,
+    )
+    assert verdict.outcome == "no-verdict"
+    assert "other settings" in verdict.reasons[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "workspace")
+
+
+def write_evaluation(store: FolderStore, run_id: str, psnr_db: float, scale: float) -> str:
+    """Put a finished run and its evaluation, ten pairs of about this PSNR; return its path."""
+    sha256 = object_sha256(store, write_run(store, run_id, scale=scale))
+    jitter = np.linspace(-0.1, 0.1, 10)
+    metrics = metrics_of(psnr_db + jitter, 20.0 - jitter, run_id, sha256)
+    path = f"evals/{run_id}/metrics.json"
+    store.put(path, metrics.to_json())
+    return path
+
+
+def test_better_is_promoted_worse_is_kept_out_and_both_decisions_are_recorded(
+    store: FolderStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run_id, psnr_db, scale in (("one", 25, 1.0), ("better", 27, 0.5), ("worse", 26, 0.25)):
+        write_evaluation(store, run_id, psnr_db, scale)
+    place = ["--workspace", str(store.root), "--gate.registry=house"]
+    outcomes = []
+    for run_id in ("one", "better", "worse", "better"):
+        run_command("gate", *place, "--evaluation", f"evals/{run_id}")
+        said = json.loads(capsys.readouterr().out)
+        decision = Decision.from_json(store.read(said["decision"]))
+        assert decision.evaluation == f"evals/{run_id}/metrics.json"
+        outcomes.append((said["verdict"]["outcome"], said["version_in_use"]))
+    assert outcomes == [("promote", 1), ("promote", 2), ("keep", 2), ("keep", 2)]
+    in_use = read_registered(store, "house").in_use
+    assert (in_use.run_id, in_use.decided_by) == ("better", "gate")
+    assert in_use.evaluation == "evals/better/metrics.json"
+    assert in_use.figures["gain_clip_psnr_db"] == pytest.approx(2.0)
+    assert (
+        "gain_clip_psnr_db" in store.read(f"registry/loras/{in_use.lora_sha256}/README.md").decode()
+    )
+
+
+def test_what_was_promoted_by_hand_cannot_be_compared_with(store: FolderStore) -> None:
+    write_run(store, "by-hand", scale=0.1)
+    run_command(
+        *("registry", "promote", "house", "--workspace", str(store.root)),
+        *("--lora", "run:by-hand"),
+    )
+    gated = gate(RULE, store, write_evaluation(store, "one", 25, 1.0))
+    assert gated.verdict.outcome == "no-verdict"
+    assert "promoted without an evaluation" in gated.verdict.reasons[0]
+    assert read_registered(store, "house").in_use.version == 1
+
+
+def test_an_evaluation_that_is_not_there_or_of_another_lora_is_refused(store: FolderStore) -> None:
+    with pytest.raises(BadInput, match=r"no evaluation evals/none/metrics.json"):
+        gate(RULE, store, "evals/none")
+    path = write_evaluation(store, "one", 25, 1.0)
+    write_run(store, "one", scale=0.3)
+    with pytest.raises(BadInput, match="has another LoRA than"):
+        gate(RULE, store, path)
+    assert find_registered(store, "house") is None
