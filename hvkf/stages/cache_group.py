@@ -77,7 +77,11 @@ def _items(segments: Sequence[SceneSegment]) -> Iterator[SceneItem]:
 
 
 def _store_clip(
-    config: Config, clip: Clip, items: Sequence[SceneItem], writers: dict[str, SegmentWriter]
+    config: Config,
+    clip: Clip,
+    items: Sequence[SceneItem],
+    writers: dict[str, SegmentWriter],
+    previews: dict[str, Preview],
 ) -> None:
     """Add a clip's samples to their segments, or their failures: a sample is whole or absent."""
     if not items:
@@ -87,6 +91,7 @@ def _store_clip(
     try:
         for item, video in _decode(config, clip, items, sources):
             writers[item.bucket].add(item.key, clip.source_sha256, _sample(clip, item, video))
+            previews[item.bucket].add(video[0])
             del unfinished[item.key]
     except (MediaFault, FileNotFoundError) as fault:
         code = fault.code if isinstance(fault, MediaFault) else "missing"

@@ -69,6 +69,9 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document, Docume
         if found["kind"] in ("Deployment", "StatefulSet"):
             template = found["spec"]["template"]
             yield found["metadata"]["name"], template["metadata"], template["spec"]
+        if found["kind"] == "CronJob":
+            template = found["spec"]["jobTemplate"]["spec"]["template"]
+            yield found["metadata"]["name"], template["metadata"], template["spec"]
     template = flow_job()["spec"]["template"]
     yield "flow", template["metadata"], template["spec"]
 

@@ -22,7 +22,7 @@ from hvkf.stages.evaluate import (
 )
 from hvkf.stages.evaluate_gate import Decision, gate, judge
 from hvkf.stages.evaluate_statistics import paired_interval
-from hvkf.stages.render import Fidelity
+from hvkf.stages.render_records import Fidelity
 from hvkf.storage import FolderStore, object_sha256
 from tests.commands import run_command
 from tests.finished_runs import write_run
