@@ -87,7 +87,8 @@ def render_clip(
 
     Every clip goes from a start to an end state at constant speed, so that one clip at 17 and at
     33 frames differs in speed alone. Edges are anti-aliased by each pixel's signed distance to
-    the outline.
+    the outline. The caption tells the shapes and what becomes of them, not the background: that
+    only the keyframes know.
 
     Args:
         seed: names the data set.
@@ -111,11 +112,8 @@ def render_clip(
     shapes = _draw_shapes(draws, background_name)
     moments = np.linspace(0.0, 1.0, num_frames)
     frames = np.stack([_frame(background_HWC, shapes, moment) for moment in moments])
-    caption = " and ".join(shape.caption for shape in shapes)
-    return (
-        np.clip(np.rint(frames), 0, 255).astype(np.uint8),
-        f"{caption} on a {background_name} background",
-    )
+    caption = " and ".join(shape.caption for shape in shapes).removesuffix(",")
+    return np.clip(np.rint(frames), 0, 255).astype(np.uint8), caption
 
 
 def write_dataset(

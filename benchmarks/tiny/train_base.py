@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from muon import Muon
 from train_vae import SEED, VAE_SETTINGS
 
-from hvkf.model.flow_matching import add_noise, flow_matching_loss, sample_sigmas, timesteps_of
+from hvkf.model.flow_matching import flow_matching_loss, sample_sigmas, timesteps_of
 from hvkf.model.loading import load_text_encoders, load_vae
 from hvkf.model.sampler import GUIDANCE_UNIT
 from hvkf.model.text import encode_prompts
@@ -35,6 +35,7 @@ SHIFT = 3.0
 LARGEST_GUIDANCE = 8.0
 EMA_DECAY = 0.998
 ENCODED_TOGETHER = 10
+SPARED_SHARE = 0.5
 NUM_WARM_UP = 50
 ADAM_LR_SHARE = 0.15
 
@@ -172,10 +173,11 @@ def step_loss(
     latents = group["latents"][rows]
     noise = torch.randn(latents.shape, generator=generator)
     sigmas = sample_sigmas("uniform", batch, generator, shift=SHIFT)
+    frame_sigmas_BF = _spare_ends(sigmas, latents.shape[2], generator)[:, None, :, None, None]
     guidance = 1 + (LARGEST_GUIDANCE - 1) * torch.rand(batch, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
         prediction = model(
-            hidden_states=add_noise(latents, noise, sigmas),
+            hidden_states=(1 - frame_sigmas_BF) * latents + frame_sigmas_BF * noise,
             timestep=timesteps_of(sigmas).float(),
             encoder_hidden_states=group["embeds"][rows],
             encoder_attention_mask=group["mask"][rows],
@@ -184,6 +186,28 @@ def step_loss(
             return_dict=False,
         )[0]
     return flow_matching_loss(prediction, latents, noise, sigmas)
+
+
+def _spare_ends(sigmas: torch.Tensor, num_frames: int, generator: torch.Generator) -> torch.Tensor:
+    """Give some samples a first or last latent frame that is less noisy than the others.
+
+    The model is told the others' noise level, so it learns to judge each frame's by itself, as in
+    Diffusion Forcing (arXiv:2407.01392): to a control LoRA, a keyframe is such a frame.
+
+    Args:
+        sigmas: [B].
+        num_frames: F.
+        generator: CPU generator.
+
+    Returns:
+        Sigmas [B, F].
+    """
+    frame_sigmas_BF = sigmas[:, None].repeat(1, num_frames)
+    for end in (0, -1):
+        is_spared = torch.rand(len(sigmas), generator=generator) < SPARED_SHARE
+        share = torch.where(is_spared, torch.rand(len(sigmas), generator=generator), 1.0)
+        frame_sigmas_BF[:, end] *= share
+    return frame_sigmas_BF
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from hvkf import catalog
 from hvkf.config import Config
 from hvkf.stages import cache, cache_group, ingest
 from hvkf.stages.cache import SceneItem
+from hvkf.stages.previews import Preview
 from hvkf.storage import FolderStore, open_folder
 from hvkf.video import MediaFault, decode_frames
 from tests.workspaces import small_config, write_clip, write_table
@@ -101,7 +102,8 @@ def test_samples_before_a_damaged_frame_stay_whole(
             failed.append(failure.code)
 
     writers: Any = {item.bucket: Writer() for item in items}
-    cache_group._store_clip(config, clip, items, writers)
+    previews = {item.bucket: Preview() for item in items}
+    cache_group._store_clip(config, clip, items, writers, previews)
     early = {item.key for item in items if max(cache_group.source_frames(clip, item, config)) < 12}
     assert {key for key, _ in stored} == early
     assert failed == ["corrupt"] * (len(items) - len(early))
