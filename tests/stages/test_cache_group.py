@@ -8,6 +8,7 @@ import pytest
 
 from hvkf import catalog
 from hvkf.config import Config
+from hvkf.resize import resize_to_cover
 from hvkf.stages import cache, cache_group, ingest
 from hvkf.stages.cache import SceneItem
 from hvkf.stages.previews import Preview
@@ -52,7 +53,7 @@ def test_samples_equal_frames_resized_one_by_one_and_come_in_order_within_a_buck
     for item, video in found:
         height, width = video.shape[1:3]
         frames = cache_group.source_frames(clip, item, config)
-        expected = [cache_group.resize_to_cover(whole[frame], width, height) for frame in frames]
+        expected = [resize_to_cover(whole[frame], width, height) for frame in frames]
         assert np.array_equal(video, np.stack(expected))
     for bucket in {item.bucket for item in items}:
         windows = [item.window for item, _ in found if item.bucket == bucket]
@@ -64,11 +65,10 @@ def test_a_frame_is_resized_once_per_size(
 ) -> None:
     config, clip, items = prepared
     sizes = []
-    resize = cache_group.resize_to_cover
 
     def count(pixels: Any, width: int, height: int) -> Any:
         sizes.append((width, height))
-        return resize(pixels, width, height)
+        return resize_to_cover(pixels, width, height)
 
     monkeypatch.setattr(cache_group, "resize_to_cover", count)
     decoded(config, clip, items)
