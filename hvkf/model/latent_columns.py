@@ -140,7 +140,7 @@ def read_condition(sample: Sample, column: str = CONDITION) -> torch.Tensor:
     condition[:, frames] = kept
     if absent:
         empty = _unpack_empty(sample[EMPTY], channels, height, width)
-        generator = torch.Generator("cpu").manual_seed(sample[SEED])
+        generator = torch.Generator("cpu").manual_seed(int(sample[SEED]))
         noise = torch.randn((1, channels, num_frames, height, width), generator=generator)[0]
         # The same operations, in the same order, as when the posterior was sampled.
         latents = (empty.mean + empty.std * noise[:, absent]) * sample[SCALE]
