@@ -89,7 +89,6 @@ class WaitingTask:
         self._logs: dict[str, PodLog] = {}
         self._told: set[str] = set()
         self._name = ""
-        self._is_adopted = False
         self._word_s = 0.0
 
     def run(self, job: JobSpec) -> HvkfError | None:
@@ -152,7 +151,7 @@ class WaitingTask:
             )
         except NotFound:
             return False
-        self._begin(name, said.attempt_of(found), is_adopted=True)
+        self._begin(name, said.attempt_of(found))
         self._listener.on_log(f"{name} is there already: waiting for it")
         return True
 
@@ -170,12 +169,12 @@ class WaitingTask:
             return False
         self._seen["job"][name] = created
         assert created["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt)
-        self._begin(name, attempt, is_adopted=False)
+        self._begin(name, attempt)
         self._listener.on_log(f"{name} is created")
         return True
 
-    def _begin(self, name: str, attempt: int, *, is_adopted: bool) -> None:
-        self._name, self.attempt, self._is_adopted = name, attempt, is_adopted
+    def _begin(self, name: str, attempt: int) -> None:
+        self._name, self.attempt = name, attempt
         self._word_s = time.monotonic()
 
     def _wait(self, job: JobSpec) -> HvkfError | None:

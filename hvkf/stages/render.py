@@ -13,12 +13,9 @@ from hvkf.errors import AlreadyExists
 from hvkf.loras import Lora
 from hvkf.records import Failure, Part, Plan, Record, Summary, digest
 from hvkf.settings.rendering import RenderConfig
-from hvkf.stages.render_claims import forget_claims
 from hvkf.stages.render_cost import Quote
 from hvkf.stages.render_records import (
-    LEDGER,
     ManifestRecord,
-    RenderRecord,
     manifest_folder,
 )
 from hvkf.stages.render_results import write_results
@@ -113,23 +110,6 @@ def commit(plan: Plan, store: Store) -> Summary:
     except AlreadyExists:
         record = ManifestRecord.from_json(store.read(f"{root}/record.json"))
     return _summary(record, root, reused=False)
-
-
-def forget_failures(plan: Plan, store: Store) -> int:
-    """Remove the failures that a manifest's rows ended with, so that they are tried again.
-
-    Returns:
-        How many rows there are to try again.
-    """
-    outputs = [path for part in plan.parts for path in part.outputs]
-    num_forgotten = 0
-    for path in sorted(set(outputs) & set(store.list(LEDGER))):
-        record = RenderRecord.from_json(store.read(path))
-        if record.failure is not None:
-            forget_claims(store, record.identity)
-            store.delete(path)
-            num_forgotten += 1
-    return num_forgotten
 
 
 def _check_failures(config: Config, failures: Sequence[Failure], num_rows: int) -> None:
