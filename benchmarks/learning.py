@@ -55,21 +55,21 @@ SETTINGS: dict[str, Any] = {
     "ingest": {"dataset": "shapes", "holdout_fraction": 0.0},
     "cache": {"bucket_reso": [f"64x64x{NUM_FRAMES}"], "segment_mb": 16},
     "encode": {"precision": "fp32", "stored": "fp32"},
-    "data": {"batch_size": 16, "dataloader_kwargs": {"drop_last": True}},
+    "data": {"batch_size": 32, "dataloader_kwargs": {"drop_last": True}},
     "network": {"lora_rank": RANK, "lora_alpha": ALPHA},
     "hparams": {
         "mixed_precision": "no",
         "gradient_checkpointing": False,
         "optimizer_type": "adamw",
         "optimizer_args": ["weight_decay=0.01", "betas=(0.9, 0.95)"],
-        "learning_rate": 4e-3,
+        "learning_rate": 3e-3,
         "max_grad_norm": 1.0,
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 20,
         "max_train_steps": 400,
         "num_train_epochs": None,
         "flow_match": {"timestep_sampling": "uniform", "discrete_flow_shift": SHIFT},
-        "ema": {"ema_decay": 0.97},
+        "ema": {"ema_decay": 0.98},
     },
     "validation": {"num_items": 0},
     "checkpointing": {"save_every_n_steps": None},
@@ -89,7 +89,7 @@ def main() -> None:
     """Train, render, measure and print; the exit code says whether all goals are met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for data and runs")
-    parser.add_argument("--clips", type=int, default=640, help="training clips")
+    parser.add_argument("--clips", type=int, default=2560, help="training clips")
     parser.add_argument("--pairs", type=int, default=64, help="held-out pairs to render")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
     parser.add_argument(

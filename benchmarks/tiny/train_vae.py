@@ -17,6 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
 from muon import Muon
 from vae_start import POSTERIOR_STD, prepare
 
+from hvkf.model.loading import load_vae
 from hvkf.shapes import render_clip
 
 SEED = 0
@@ -37,6 +38,7 @@ def main() -> None:
     """Run one phase: `--frames 1` first, then 5, then 17, each going on from the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="resumed when it exists")
+    parser.add_argument("--weights", type=Path, help="VAE folder that a new checkpoint starts from")
     parser.add_argument("--frames", type=int, default=5, help="per clip: 1, or 4n + 1 up to 17")
     parser.add_argument("--batch", type=int, default=4, help="clips per step")
     parser.add_argument("--steps", type=int, required=True, help="of this phase")
@@ -53,7 +55,7 @@ def main() -> None:
     held_out = torch.from_numpy(
         np.stack([render_clip(SEED, HELD_OUT_FROM + i, 17)[0] for i in range(16)])
     )
-    run = Run(options.checkpoint, to_pixels(pool[:16, :1]))
+    run = Run(options.checkpoint, to_pixels(pool[:16, :1]), options.weights)
     if options.from_images:
         run.look_at_the_present()
     if options.decoder_only:
@@ -64,10 +66,13 @@ def main() -> None:
 class Run:
     """The weights, their running average, the optimizers' state and the step they are at."""
 
-    def __init__(self, path: Path, first_batch: torch.Tensor) -> None:
+    def __init__(self, path: Path, first_batch: torch.Tensor, weights: Path | None) -> None:
         self.path = path
         self.vae: Any = AutoencoderKLHunyuanVideo(**VAE_SETTINGS)
-        prepare(self.vae, first_batch)
+        if weights is None:
+            prepare(self.vae, first_batch)
+        else:
+            self.vae.load_state_dict(load_vae(weights, dtype=torch.float32).state_dict())
         make_images_cheap(self.vae)
         self.average: Any = copy.deepcopy(self.vae).requires_grad_(False)
         ends = ("conv_in.conv.weight", "conv_out.conv.weight", "quant_conv.weight")
