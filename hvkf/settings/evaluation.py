@@ -12,7 +12,9 @@ GateFigure = Literal["keyframe_psnr_db", "keyframe_ssim", "clip_psnr_db", "clip_
 class EvaluateConfig(Section):
     """How a checkpoint is judged on held-out pairs."""
 
-    num_pairs: int = Field(8, ge=1, description="Most pairs of held-out clips to render.")
+    num_pairs: int = Field(
+        16, ge=1, description="Most pairs of held-out clips; below 8 there is no verdict."
+    )
     steps: int = Field(30, ge=1, description="Sampling steps.")
     guidance: float = Field(6.0, ge=0, description="Embedded guidance.")
     seed: int = Field(0, description="Seed of the noise.")

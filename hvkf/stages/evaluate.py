@@ -25,12 +25,14 @@ from hvkf.records import (
     digest,
 )
 from hvkf.stages.cache import scenes_root
+from hvkf.stages.evaluate_statistics import Interval
 from hvkf.stages.render_records import Fidelity
 from hvkf.stages.render_tasks import lora_of_this_run, models_identity
 from hvkf.storage import Store
 
 STAGE = "evaluate"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
+"""2: motion, MS-SSIM and the trivial answers are measured."""
 BASE_FOLDER = "evals/_base"
 LORA_VIDEO, BASE_VIDEO, TRUTH_VIDEO = "lora.mp4", "base.mp4", "truth.mp4"
 FIRST_FRAME, LAST_FRAME = "first.png", "last.png"
@@ -46,19 +48,45 @@ class PairTask(Record):
     position: int
 
 
+class Motion(Record):
+    """How a video goes from frame to frame; measured on itself, so compare with the truth's.
+
+    `flicker` is the mean absolute difference of neighbours in levels of 255 (VBench's temporal
+    flickering, Huang et al. 2024, before it is made a score); `flow_warp` the mean squared error in
+    [0, 1] of each frame against the next one warped back; `end_jump` the step into the last frame
+    as a multiple of the median step; `colour_drift` the furthest that a frame's mean colour is from
+    the line between its keyframes', in levels; `freeze` the share of the steps that the longest
+    still stretch has; `cross_fade` the share of what lies between the ends that a blend of them
+    explains.
+    """
+
+    flicker: float
+    flow_warp: float
+    end_jump: float
+    colour_drift: float
+    freeze: float
+    cross_fade: float
+
+
 class ClipFidelity(Record):
-    """How near a video is to the truth: its ends to the keyframes, all of it to the clip."""
+    """How near a video is to the truth: its ends to the keyframes, all of it to the clip.
+
+    Evaluations of stage version 1 have no `ms_ssim`.
+    """
 
     first: Fidelity
     last: Fidelity
     clip: Fidelity
+    ms_ssim: float | None = None
 
 
 class PairRecord(Record):
     """The ledger's word on one rendering of a pair; put last, once.
 
-    `made` is None where `failure` says why. What is rendered without a LoRA also has the `ceiling`:
-    the true clip behind the VAE alone, which no sampler can be expected to surpass by much.
+    `made` is None where `failure` says why. What is rendered without a LoRA also has what depends
+    on no LoRA: the `ceiling`, the true clip behind the VAE alone, which no sampler can be expected
+    to surpass by much; the trivial answers `freeze` (the first frame stays) and `cross_fade`; and
+    the truth's own motion.
     """
 
     format_version: int = FORMAT_VERSION
@@ -68,7 +96,11 @@ class PairRecord(Record):
     prompt: str
     fps: float
     made: ClipFidelity | None
+    motion: Motion | None = None
     ceiling: ClipFidelity | None = None
+    freeze: ClipFidelity | None = None
+    cross_fade: ClipFidelity | None = None
+    truth_motion: Motion | None = None
     files: tuple[FileEntry, ...]
     failure: Failure | None = None
     attempt: str
@@ -104,6 +136,11 @@ class PairMetrics(Record):
     lora: ClipFidelity
     base: ClipFidelity
     ceiling: ClipFidelity
+    freeze: ClipFidelity | None = None
+    cross_fade: ClipFidelity | None = None
+    lora_motion: Motion | None = None
+    base_motion: Motion | None = None
+    truth_motion: Motion | None = None
     files: dict[str, str]
 
 
@@ -121,6 +158,15 @@ class Means(Record):
     first: Mean
     last: Mean
     clip: Mean
+    ms_ssim: float | None = None
+
+
+class Comparison(Record):
+    """What the LoRA gained over something else on the same pairs, with its 95% interval."""
+
+    figure: str
+    against: str
+    gain: Interval
 
 
 class Metrics(Record):
@@ -134,6 +180,12 @@ class Metrics(Record):
     lora: Means
     base: Means
     ceiling: Means
+    freeze: Means | None = None
+    cross_fade: Means | None = None
+    lora_motion: Motion | None = None
+    base_motion: Motion | None = None
+    truth_motion: Motion | None = None
+    comparisons: tuple[Comparison, ...] = ()
     pairs: tuple[PairMetrics, ...]
     failures: tuple[Failure, ...]
 
@@ -293,7 +345,8 @@ def commit(plan: Plan, store: Store) -> Summary:
     Raises:
         BadInput: too many pairs could not be rendered.
     """
-    from hvkf.stages.evaluation_report import summarise, write_report
+    from hvkf.stages.evaluate_summary import summarise
+    from hvkf.stages.evaluation_report import write_report
 
     work = evaluation_of(plan)
     path = metrics_path(work.root)
@@ -307,7 +360,8 @@ def commit(plan: Plan, store: Store) -> Summary:
     failures = [record.failure for pair in rendered for record in pair if record.failure]
     ledger.check_failures(failures, len(rendered), limit, "evaluate.max_failed_fraction")
     metrics = summarise(work, Settings.model_validate(plan.inputs["settings"]), rendered)
-    write_report(store, f"{work.root}/report.html", metrics)
+    rule = Config.model_validate(plan.config).gate
+    write_report(store, f"{work.root}/report.html", metrics, rule)
     try:
         store.put_new(path, metrics.to_json())
     except AlreadyExists:

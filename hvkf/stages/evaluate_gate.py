@@ -143,6 +143,12 @@ def _sentence(finding: Finding, against: str) -> str:
     )
 
 
+def verdict_on(rule: GateConfig, store: Store, metrics: Metrics) -> Verdict:
+    """Say what the rule makes of an evaluation against what is in use now; changes nothing."""
+    registered = find_registered(store, rule.registry)
+    return _verdict(rule, store, metrics, None if registered is None else registered.in_use)
+
+
 def gate(rule: GateConfig, store: Store, evaluation: str) -> Gated:
     """Judge an evaluation, record the decision, and promote the LoRA if that is the verdict.
 

@@ -13,7 +13,16 @@ from hvkf.config import Config
 from hvkf.errors import AlreadyExists
 from hvkf.loras import local_lora_file
 from hvkf.model.conditioning import keyframes_of
+from hvkf.model.image_quality import ms_ssim
+from hvkf.model.optical_flow import flow_warp_error
 from hvkf.model.renderer import Renderer, RenderFault
+from hvkf.model.video_motion import (
+    colour_drift,
+    cross_fade_share,
+    end_jump,
+    frame_steps,
+    longest_still,
+)
 from hvkf.model_source import cache_folder
 from hvkf.progress import Progress, progress
 from hvkf.records import Failure, FileEntry
@@ -26,6 +35,7 @@ from hvkf.stages.evaluate import (
     TRUTH_VIDEO,
     ClipFidelity,
     Evaluation,
+    Motion,
     PairRecord,
     PairTask,
     pair_folder,
@@ -95,8 +105,17 @@ class _PairRenderer:
         if isinstance(frames, Failure):
             return _record(pair, scene, files, failure=frames)
         files.append(self._put_video(folder, BASE_VIDEO, frames, scene))
-        ceiling = self._compare(self._renderer.reconstruct(truth), truth)
-        return _record(pair, scene, files, made=self._compare(frames, truth), ceiling=ceiling)
+        return _record(
+            pair,
+            scene,
+            files,
+            made=self._compare(frames, truth),
+            motion=measure_motion(frames),
+            ceiling=self._compare(self._renderer.reconstruct(truth), truth),
+            freeze=self._compare(truth[:1].expand_as(truth), truth),
+            cross_fade=self._compare(cross_fade(truth), truth),
+            truth_motion=measure_motion(truth),
+        )
 
     def render_lora(self, pair: PairTask) -> PairRecord:
         """Render with the LoRA, from the same noise."""
@@ -106,7 +125,13 @@ class _PairRenderer:
             return _record(pair, scene, [], failure=frames)
         folder = pair_folder(self._work.root, pair.key)
         files = [self._put_video(folder, LORA_VIDEO, frames, scene)]
-        return _record(pair, scene, files, made=self._compare(frames, truth))
+        return _record(
+            pair,
+            scene,
+            files,
+            made=self._compare(frames, truth),
+            motion=measure_motion(frames),
+        )
 
     def _render(
         self, pair: PairTask, scene: Sample, truth: torch.Tensor, side: str
@@ -134,6 +159,7 @@ class _PairRenderer:
             first=fidelity(frames[0], truth[0], device),
             last=fidelity(frames[-1], truth[-1], device),
             clip=fidelity(frames, truth, device),
+            ms_ssim=round(ms_ssim(frames, truth, device), 6),
         )
 
     def _put_video(self, folder: str, name: str, frames: torch.Tensor, scene: Sample) -> FileEntry:
@@ -156,8 +182,8 @@ def _record(
     files: Sequence[FileEntry],
     *,
     made: ClipFidelity | None = None,
-    ceiling: ClipFidelity | None = None,
     failure: Failure | None = None,
+    **measured: ClipFidelity | Motion,
 ) -> PairRecord:
     return PairRecord(
         key=pair.key,
@@ -166,8 +192,29 @@ def _record(
         prompt=clean_caption(scene["caption"]),
         fps=scene["fps"],
         made=made,
-        ceiling=ceiling,
         files=tuple(files),
         failure=failure,
         attempt=ledger.attempt_name(),
+        **measured,
+    )
+
+
+def cross_fade(truth_FHWC: torch.Tensor) -> torch.Tensor:
+    """Blend the first uint8 frame into the last: the answer that needs no model."""
+    weights = torch.linspace(0, 1, len(truth_FHWC), dtype=torch.float64)[:, None, None, None]
+    first, last = truth_FHWC[0].double(), truth_FHWC[-1].double()
+    return ((1 - weights) * first + weights * last).round().to(torch.uint8)
+
+
+def measure_motion(frames_FHWC: torch.Tensor) -> Motion:
+    """Measure how uint8 frames between two keyframes move."""
+    frames = frames_FHWC.numpy()
+    steps = frame_steps(frames)
+    return Motion(
+        flicker=round(float(steps.mean()), 4) if len(steps) else 0.0,
+        flow_warp=round(flow_warp_error(frames), 6),
+        end_jump=round(end_jump(steps), 4),
+        colour_drift=round(colour_drift(frames, [0, len(frames) - 1]), 4),
+        freeze=round(longest_still(steps), 4),
+        cross_fade=round(cross_fade_share(frames), 4),
     )

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap, norm, t
 
 from hvkf.records import Record
 
@@ -34,6 +33,8 @@ def paired_interval(differences: Sequence[float], seed: int = 0) -> Interval:
     Raises:
         ValueError: fewer than `MIN_PAIRS`, or one is not finite.
     """
+    from scipy.stats import bootstrap  # here: it takes a second, and most plans need no interval
+
     values = np.asarray(differences, dtype=np.float64)
     count = len(values)
     if count < MIN_PAIRS:
@@ -56,5 +57,7 @@ def paired_interval(differences: Sequence[float], seed: int = 0) -> Interval:
 
 
 def _expanded_level(count: int) -> float:
+    from scipy.stats import norm, t
+
     quantile = t.ppf(0.5 + CONFIDENCE / 2, count - 1) * math.sqrt(count / (count - 1))
     return float(1 - 2 * norm.sf(quantile))

@@ -1,98 +1,95 @@
-"""An evaluation's figures over its pairs, and the report that shows them with their videos."""
+"""The report of an evaluation: one HTML file with its figures, verdict, curves and videos."""
 
-import math
-from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
-from hvkf.errors import BadInput
-from hvkf.records import FileEntry
-from hvkf.stages.evaluate import (
-    ClipFidelity,
-    Evaluation,
-    Mean,
-    Means,
-    Metrics,
-    PairMetrics,
-    Rendered,
-    Settings,
-    pair_folder,
-)
+from hvkf.settings.evaluation import GateConfig
+from hvkf.stages.evaluate import Metrics, PairMetrics
+from hvkf.stages.evaluate_gate import verdict_on
 from hvkf.stages.pages import data_uri, render_page
+from hvkf.stages.pictures import as_data_uri, curves
 from hvkf.storage import Store
+from hvkf.training.runs import result_path
 
-MAX_PSNR_DB = 100.0
 PLACES = {"first": "First frame", "last": "Last frame", "clip": "Whole clip"}
+MOTIONS = {
+    "flicker": "Flicker, levels",
+    "flow_warp": "Flow-warp error",
+    "end_jump": "End jump",
+    "colour_drift": "Colour drift, levels",
+    "freeze": "Frozen share",
+    "cross_fade": "Cross-fade share",
+}
+NUM_SHOWN = 10
+"""Pairs with their videos, of the worst and of the best."""
+SUSPICIOUS_SHARE = 0.9
+"""Above it a clip is called frozen, or a cross-fade, unless the truth is so too."""
 
 
-def summarise(work: Evaluation, settings: Settings, rendered: Sequence[Rendered]) -> Metrics:
-    """Gather the figures of all pairs that were rendered both ways.
+def write_report(store: Store, path: str, metrics: Metrics, rule: GateConfig) -> None:
+    """Write the report: one HTML file that holds its pictures and videos itself.
 
-    Raises:
-        BadInput: there is none.
+    Args:
+        store: The workspace.
+        path: Where to write it.
+        metrics: What was found.
+        rule: Of the gate; the report says what it makes of the figures at this moment.
     """
-    pairs = []
-    for pair in rendered:
-        base, lora = pair
-        if base.made is None or base.ceiling is None or lora.made is None:
-            continue
-        files = _paths(pair_folder(work.base_root, base.key), base.files)
-        files |= _paths(pair_folder(work.root, lora.key), lora.files)
-        pairs.append(
-            PairMetrics(
-                key=base.key,
-                bucket=base.bucket,
-                source=base.source,
-                prompt=base.prompt,
-                lora=lora.made,
-                base=base.made,
-                ceiling=base.ceiling,
-                files=files,
-            )
-        )
-    if not pairs:
-        raise BadInput(
-            f"Not one of {len(rendered)} pairs was rendered both with the LoRA and without: set "
-            "evaluate.max_failed_fraction lower to see why."
-        )
-    return Metrics(
-        run_id=str(work.lora.run_id),
-        checkpoint=str(work.lora.checkpoint),
-        lora_sha256=str(work.lora.sha256),
-        settings=settings,
-        lora=_means([pair.lora for pair in pairs]),
-        base=_means([pair.base for pair in pairs]),
-        ceiling=_means([pair.ceiling for pair in pairs]),
-        pairs=tuple(pairs),
-        failures=tuple(record.failure for pair in rendered for record in pair if record.failure),
+    ordered = sorted(metrics.pairs, key=_likeness)
+    page = render_page(
+        "evaluation.html.j2",
+        metrics=metrics,
+        groups=_groups(store, ordered),
+        suspicious=[(pair, word) for pair in ordered if (word := suspicion(pair))],
+        places=PLACES,
+        motions=MOTIONS,
+        verdict=verdict_on(rule, store, metrics),
+        registry=rule.registry,
+        curves=_curves(store, metrics.run_id),
     )
+    store.put(path, page)
 
 
-def _paths(folder: str, files: Sequence[FileEntry]) -> dict[str, str]:
-    return {PurePosixPath(entry.name).stem: f"{folder}/{entry.name}" for entry in files}
+def _likeness(pair: PairMetrics) -> tuple[float, str]:
+    return pair.lora.clip.psnr_db, pair.key
 
 
-def _means(clips: Sequence[ClipFidelity]) -> Means:
-    def mean(place: str) -> Mean:
-        found = [getattr(clip, place) for clip in clips]
-        count = len(found)
-        mse = sum(entry.mse for entry in found) / count
-        pooled = -10 * math.log10(mse) if mse > 0 else MAX_PSNR_DB
-        return Mean(
-            psnr_db=round(sum(entry.psnr_db for entry in found) / count, 4),
-            pooled_psnr_db=round(min(MAX_PSNR_DB, pooled), 4),
-            ssim=round(sum(entry.ssim for entry in found) / count, 6),
-        )
-
-    return Means(first=mean("first"), last=mean("last"), clip=mean("clip"))
-
-
-def write_report(store: Store, path: str, metrics: Metrics) -> None:
-    """Write the report: one HTML file that holds its pictures and videos itself."""
-    cards = []
-    for pair in metrics.pairs:
-        media = {
-            name: data_uri(store.read(file), PurePosixPath(file).suffix)
-            for name, file in pair.files.items()
+def _groups(store: Store, ordered: list[PairMetrics]) -> dict[str, list[dict[str, Any]]]:
+    """Title the pairs that are shown with their videos: all, or the worst and the best ten."""
+    if len(ordered) <= 2 * NUM_SHOWN:
+        groups = {"Pairs, the worst first": ordered}
+    else:
+        groups = {
+            f"The {NUM_SHOWN} worst pairs": ordered[:NUM_SHOWN],
+            f"The {NUM_SHOWN} best pairs": ordered[: -NUM_SHOWN - 1 : -1],
         }
-        cards.append({"pair": pair, "media": media})
-    store.put(path, render_page("evaluation.html.j2", metrics=metrics, cards=cards, places=PLACES))
+    return {
+        title: [{"pair": pair, "media": _media(store, pair)} for pair in pairs]
+        for title, pairs in groups.items()
+    }
+
+
+def _media(store: Store, pair: PairMetrics) -> dict[str, str]:
+    return {
+        name: data_uri(store.read(file), PurePosixPath(file).suffix)
+        for name, file in pair.files.items()
+    }
+
+
+def suspicion(pair: PairMetrics) -> str:
+    """Say what a clip looks like that it should not: frozen, or a cross-fade; empty if neither."""
+    made, true = pair.lora_motion, pair.truth_motion
+    if made is None or true is None:
+        return ""
+    if made.freeze >= SUSPICIOUS_SHARE > true.freeze:
+        return "frozen"
+    if made.cross_fade >= SUSPICIOUS_SHARE > true.cross_fade:
+        return "a cross-fade"
+    return ""
+
+
+def _curves(store: Store, run_id: str) -> str | None:
+    """Draw the run's losses; None where the run has no result yet."""
+    if not store.exists(result_path(run_id)):
+        return None
+    return as_data_uri((curves(store, result_path(run_id)), ".png"))

@@ -18,7 +18,7 @@ from hvkf.stages.evaluate import Metrics
 from hvkf.stages.pages import data_uri
 from hvkf.stages.previews import HEIGHT, preview_path, side_by_side, to_jpeg
 from hvkf.storage import Store
-from hvkf.training.losses import Row, read_losses
+from hvkf.training.losses import VALIDATION_AT, Row, read_losses
 from hvkf.video import decode_frames, probe
 
 MAX_BUCKETS = 12
@@ -85,22 +85,31 @@ def curves(store: Store, result_path: str) -> bytes:
     rows = read_losses(store, result.run_id, result.num_steps)
     steps = [row["step"] for row in rows]
     losses = np.array([row["loss"] for row in rows], dtype=np.float64)
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", title=result.run_id)
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes, levels = figure.subplots(1, 2)
+    axes.set(xlabel="step", ylabel="loss", title=result.run_id)
     axes.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
     axes.plot(steps, smoothed(losses), color="tab:blue", label=f"mean of {SMOOTHING_STEPS} steps")
-    measured = _validation(rows)
+    measured = _measured(rows, "validation_loss")
     if measured:
         axes.plot(*zip(*measured, strict=True), "o-", color="tab:orange", label="validation loss")
     axes.legend()
     axes.grid(visible=True, alpha=0.3)
+    levels.set(xlabel="step", title="validation loss by noise level (sigma)")
+    for key in sorted({key for row in rows for key in row if key.startswith(VALIDATION_AT)}):
+        found = _measured(rows, key)
+        levels.plot(*zip(*found, strict=True), "o-", label=key.removeprefix(VALIDATION_AT))
+    if levels.lines:
+        levels.legend()
+    levels.grid(visible=True, alpha=0.3)
     sink = io.BytesIO()
-    figure.savefig(sink, format="png")
+    # No version of the library in the file: equal losses give equal bytes.
+    figure.savefig(sink, format="png", metadata={"Software": None})
     return sink.getvalue()
 
 
-def _validation(rows: Sequence[Row]) -> list[tuple[int, float]]:
-    return [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+def _measured(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[key]) for row in rows if key in row]
 
 
 def smoothed(losses: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:

@@ -29,7 +29,14 @@ from hvkf.training.dataset import (
 )
 from hvkf.training.gang import Gang, StopSignal, stop_on_signal
 from hvkf.training.items import Items, read_items
-from hvkf.training.losses import Row, last_validation, mean_loss, read_losses, write_losses
+from hvkf.training.losses import (
+    VALIDATION_AT,
+    Row,
+    last_validation,
+    mean_loss,
+    read_losses,
+    write_losses,
+)
 from hvkf.training.objective import batch_losses
 from hvkf.training.runs import (
     begin_run,
@@ -47,7 +54,7 @@ from hvkf.training.settings import global_batch_size, num_steps
 from hvkf.training.sharding import Sharding
 from hvkf.training.tracking import accelerated, begin_tracking, upload_logs
 from hvkf.training.trainer import Trainer
-from hvkf.training.validation import chosen_items, validation_loss
+from hvkf.training.validation import ValidationLoss, chosen_items, validation_loss
 
 LORA_NAME = "pytorch_lora_weights.safetensors"
 NUM_DIGITS = 16
@@ -193,7 +200,11 @@ class Loop:
                 "lr": rate,
             }
             if self._validates_at(done):
-                row["validation_loss"] = self._validate()
+                validated = self._validate()
+                row["validation_loss"] = validated.mean
+                row |= {
+                    f"{VALIDATION_AT}{sigma:g}": loss for sigma, loss in validated.by_sigma.items()
+                }
             self._rows.append(row)
             figures = {name: value for name, value in row.items() if isinstance(value, float)}
             self._accelerator.log(figures, step=done)
@@ -261,7 +272,7 @@ class Loop:
             return self._saves_at(step)
         return step % every == 0 or step == self._num_steps
 
-    def _validate(self) -> float:
+    def _validate(self) -> ValidationLoss:
         with self._trainer.evaluated() as transformer:
             return validation_loss(
                 transformer,

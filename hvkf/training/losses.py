@@ -11,6 +11,8 @@ from hvkf.training.runs import run_folder
 
 NAME = "losses.jsonl"
 NUM_AVERAGED = 100
+VALIDATION_AT = "validation_loss_at_"
+"""Before a noise level: the key of the validation loss at that level alone."""
 
 Row = dict[str, Any]
 

@@ -6,7 +6,7 @@ Each sample is computed by itself, so that the loss does not depend on how many 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,13 @@ from hvkf.training.dataset import LatentReader, stored_latents
 from hvkf.training.gang import Gang
 from hvkf.training.items import Item
 from hvkf.training.objective import batch_losses
+
+
+class ValidationLoss(NamedTuple):
+    """The loss over all items and noise levels, and at each noise level (sigma) alone."""
+
+    mean: float
+    by_sigma: dict[float, float]
 
 
 def chosen_items(config: Config, holdout: Sequence[Item]) -> list[Item]:
@@ -36,8 +43,8 @@ def validation_loss(
     gang: Gang,
     device: torch.device,
     dtype: torch.dtype,
-) -> float:
-    """Average the unweighted loss over the items and the noise levels.
+) -> ValidationLoss:
+    """Average the unweighted loss over the items, at each noise level and over all.
 
     Args:
         transformer: The transformer in eval mode, not wrapped for several ranks.
@@ -49,26 +56,32 @@ def validation_loss(
         dtype: Type of its inputs.
     """
     # As many for every rank: sharded weights are gathered by all of them together.
-    turns = -(-len(items) // gang.num_ranks)
-    own = []
+    turns, count = -(-len(items) // gang.num_ranks), len(config.validation.sigmas)
+    own: list[float] = []
     for turn in range(turns):
         item = items[min(turn * gang.num_ranks + gang.rank, len(items) - 1)]
-        own.append(_item_loss(transformer, reader, item, config, device, dtype))
+        own += _item_losses(transformer, reader, item, config, device, dtype)
     of_ranks = gang.exchange(own)
-    in_order = [
-        of_ranks[number % gang.num_ranks][number // gang.num_ranks] for number in range(len(items))
-    ]
-    return math.fsum(in_order) / len(in_order)
+    in_order = []
+    for number in range(len(items)):
+        begin = number // gang.num_ranks * count
+        in_order.append(of_ranks[number % gang.num_ranks][begin : begin + count])
+    by_sigma = {
+        sigma: math.fsum(losses) / len(items)
+        for sigma, losses in zip(config.validation.sigmas, zip(*in_order, strict=True), strict=True)
+    }
+    mean = math.fsum(math.fsum(losses) / count for losses in in_order) / len(items)
+    return ValidationLoss(mean, by_sigma)
 
 
-def _item_loss(
+def _item_losses(
     transformer: Any,
     reader: LatentReader,
     item: Item,
     config: Config,
     device: torch.device,
     dtype: torch.dtype,
-) -> float:
+) -> list[float]:
     sample = stored_latents(reader.read(item), item.key, config.data)
     seed = config.experiment.random_seed
     losses = []
@@ -87,4 +100,4 @@ def _item_loss(
             weighting="none",
         )
         losses.append(loss.item())
-    return math.fsum(losses) / len(losses)
+    return losses

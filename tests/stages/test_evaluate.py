@@ -19,14 +19,28 @@ from PIL import Image
 
 from hvkf import catalog, ledger
 from hvkf.captions import clean_caption
-from hvkf.config import Config
+from hvkf.config import Config, GateConfig
 from hvkf.errors import BadInput
+from hvkf.loras import Lora
 from hvkf.model.image_quality import likeness
 from hvkf.model.renderer import Renderer
 from hvkf.records import Plan
 from hvkf.shards import Segment
 from hvkf.stages import cache, evaluate, evaluate_pairs, ingest
-from hvkf.stages.evaluate import Metrics, PairRecord, PairTask, choose_pairs
+from hvkf.stages.evaluate import (
+    ClipFidelity,
+    Evaluation,
+    Metrics,
+    Motion,
+    PairRecord,
+    PairTask,
+    Rendered,
+    Settings,
+    choose_pairs,
+)
+from hvkf.stages.evaluate_summary import summarise
+from hvkf.stages.evaluation_report import write_report
+from hvkf.stages.render_records import Fidelity
 from hvkf.storage import FolderStore
 from hvkf.video import decode_frames, probe
 from tests.finished_runs import write_run
@@ -226,13 +240,86 @@ def test_the_report_holds_all_it_shows_itself(finished: Path) -> None:
     (file,) = (finished / "workspace").rglob("report.html")
     page = file.read_text(encoding="utf-8")
     assert page.count("data:video/mp4;base64,") == 3 * NUM_PAIRS
-    assert page.count("data:image/png;base64,") == 2 * NUM_PAIRS
+    assert page.count("data:image/png;base64,") == 2 * NUM_PAIRS + 1  # and the run's curves
     assert not re.findall(r"""(?:src|href|poster)=["'](?!data:)""", page)
     assert "http" not in page
     metrics = read_metrics(finished / "workspace")
     assert f"{metrics.lora.first.psnr_db:.2f} dB" in page
     for entry in metrics.pairs:
         assert entry.source in page
+
+
+def test_trivial_answers_and_motion_are_measured(finished: Path) -> None:
+    workspace, config = finished / "workspace", config_in(finished)
+    for entry in read_metrics(workspace).pairs:
+        _, truth = truth_of(workspace, config, entry.key)
+        assert entry.freeze is not None
+        still = likeness(truth[:1].expand_as(truth), truth)
+        assert entry.freeze.clip.psnr_db == pytest.approx(still.psnr_db, abs=1e-3)
+        assert entry.cross_fade is not None
+        assert entry.cross_fade.first.psnr_db == entry.cross_fade.last.psnr_db == 100.0
+        assert entry.truth_motion == evaluate_pairs.measure_motion(truth)
+        assert entry.lora_motion is not None
+
+
+def made_up(count: int) -> Metrics:
+    """An evaluation whose LoRA gains 2 dB on the base, and more than a cross-fade loses."""
+
+    def clip(psnr_db: float) -> ClipFidelity:
+        fidelity = Fidelity(mse=10 ** (-psnr_db / 10), psnr_db=psnr_db, ssim=psnr_db / 100)
+        return ClipFidelity(first=fidelity, last=fidelity, clip=fidelity)
+
+    def record(key: str, psnr_db: float) -> PairRecord:
+        motion = Motion(flicker=1, flow_warp=0, end_jump=1, colour_drift=0, freeze=1, cross_fade=0)
+        return PairRecord(
+            key=key,
+            bucket="32x32x5",
+            source=key,
+            prompt="",
+            fps=24,
+            made=clip(psnr_db),
+            motion=motion,
+            ceiling=clip(40),
+            freeze=clip(psnr_db - 5),
+            cross_fade=clip(psnr_db - 4),
+            truth_motion=motion.model_copy(update={"freeze": 0.0}),
+            files=(),
+            attempt="a",
+        )
+
+    pairs = [(f"pair-{number:02d}", 20 + number / 10) for number in range(count)]
+    work = Evaluation(
+        lora=Lora(name="run:test", sha256="0" * 64, run_id="test", checkpoint="step-00000004"),
+        scenes="s",
+        root="evals/test/step/d",
+        base_root="evals/_base/b",
+        pairs=(),
+    )
+    models = Settings(steps=1, guidance=6, seed=0, precision="fp32", models="m")
+    return summarise(
+        work, models, [Rendered(record(key, db), record(key, db + 2)) for key, db in pairs]
+    )
+
+
+def test_gains_are_compared_with_the_base_and_both_trivial_answers(store: FolderStore) -> None:
+    metrics = made_up(25)
+    gains = {(entry.figure, entry.against): entry.gain for entry in metrics.comparisons}
+    assert gains["keyframe_psnr_db", "the base model"].mean == pytest.approx(2)
+    assert gains["clip_psnr_db", "a freeze"].mean == pytest.approx(7)
+    assert gains["clip_psnr_db", "a cross-fade"].low == pytest.approx(6)
+    assert made_up(7).comparisons == ()
+
+
+def test_the_report_of_many_pairs_shows_the_ten_worst_and_the_ten_best(store: FolderStore) -> None:
+    write_report(store, "report.html", made_up(25), GateConfig())
+    page = store.read("report.html").decode()
+    worst, best = page.index("The 10 worst pairs"), page.index("The 10 best pairs")
+    assert worst < page.index("<h3>pair-00") < page.index("<h3>pair-09") < best
+    assert best < page.index("<h3>pair-24") < page.index("<h3>pair-15")
+    assert "<h3>pair-12" not in page
+    assert page.count("Looks like a still") == 25
+    assert '<b class="good">promote</b>' in page
+    assert "against the base model" in page
 
 
 def test_an_evaluation_that_is_done_is_not_done_again(

@@ -72,9 +72,13 @@ def test_curves_are_drawn_from_all_rows_of_a_run(tmp_path: Path) -> None:
     )
     store.put("runs/one/result.json", result.to_json())
     rows = [{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)]
-    write_losses(store, "one", [*rows[:2], {**rows[2], "validation_loss": 0.5}])
+    write_losses(
+        store,
+        "one",
+        [*rows[:2], {**rows[2], "validation_loss": 0.5, "validation_loss_at_0.3": 0.4}],
+    )
     drawn = draw("train", "runs/one/result.json", store)
-    assert picture(drawn).size == (800, 360)
+    assert picture(drawn).size == (1100, 360)
     assert as_data_uri(drawn).startswith("data:image/png;base64,")
     write_losses(store, "one", rows[:2])
     with pytest.raises(CorruptData, match="steps 1 to 3"):

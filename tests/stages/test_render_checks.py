@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from hvkf.model.video_motion import Frames
 from hvkf.settings.rendering import RenderChecks
-from hvkf.stages.render_checks import Frames, check_frames, marks_of
+from hvkf.stages.render_checks import check_frames, marks_of
 
 
 def moving(num_frames: int = 17) -> Frames:

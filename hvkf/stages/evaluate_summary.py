@@ -1,0 +1,140 @@
+"""An evaluation's figures over its pairs: means, and what the LoRA gained, with intervals."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+from hvkf.errors import BadInput
+from hvkf.records import FileEntry
+from hvkf.stages.evaluate import (
+    ClipFidelity,
+    Comparison,
+    Evaluation,
+    Mean,
+    Means,
+    Metrics,
+    Motion,
+    PairMetrics,
+    Rendered,
+    Settings,
+    pair_folder,
+)
+from hvkf.stages.evaluate_statistics import MIN_PAIRS, paired_interval
+
+MAX_PSNR_DB = 100.0
+AGAINST = {"base": "the base model", "freeze": "a freeze", "cross_fade": "a cross-fade"}
+COMPARED: dict[str, Callable[[ClipFidelity], float]] = {
+    "keyframe_psnr_db": lambda clip: (clip.first.psnr_db + clip.last.psnr_db) / 2,
+    "clip_psnr_db": lambda clip: clip.clip.psnr_db,
+    "clip_ssim": lambda clip: clip.clip.ssim,
+}
+
+
+def summarise(work: Evaluation, settings: Settings, rendered: Sequence[Rendered]) -> Metrics:
+    """Gather the figures of all pairs that were rendered both ways.
+
+    Raises:
+        BadInput: there is none.
+    """
+    pairs = [
+        _pair(work, pair)
+        for pair in rendered
+        if pair.base.made is not None and pair.lora.made is not None
+    ]
+    if not pairs:
+        raise BadInput(
+            f"Not one of {len(rendered)} pairs was rendered both with the LoRA and without: set "
+            "evaluate.max_failed_fraction lower to see why."
+        )
+    return Metrics(
+        run_id=str(work.lora.run_id),
+        checkpoint=str(work.lora.checkpoint),
+        lora_sha256=str(work.lora.sha256),
+        settings=settings,
+        lora=_means([pair.lora for pair in pairs]),
+        base=_means([pair.base for pair in pairs]),
+        ceiling=_means([pair.ceiling for pair in pairs]),
+        freeze=_means([pair.freeze for pair in pairs if pair.freeze]),
+        cross_fade=_means([pair.cross_fade for pair in pairs if pair.cross_fade]),
+        lora_motion=_mean_motion([pair.lora_motion for pair in pairs if pair.lora_motion]),
+        base_motion=_mean_motion([pair.base_motion for pair in pairs if pair.base_motion]),
+        truth_motion=_mean_motion([pair.truth_motion for pair in pairs if pair.truth_motion]),
+        comparisons=tuple(_comparisons(pairs)),
+        pairs=tuple(pairs),
+        failures=tuple(record.failure for pair in rendered for record in pair if record.failure),
+    )
+
+
+def _pair(work: Evaluation, rendered: Rendered) -> PairMetrics:
+    base, lora = rendered
+    assert base.made is not None
+    assert base.ceiling is not None
+    assert lora.made is not None
+    files = _paths(pair_folder(work.base_root, base.key), base.files)
+    files |= _paths(pair_folder(work.root, lora.key), lora.files)
+    return PairMetrics(
+        key=base.key,
+        bucket=base.bucket,
+        source=base.source,
+        prompt=base.prompt,
+        lora=lora.made,
+        base=base.made,
+        ceiling=base.ceiling,
+        freeze=base.freeze,
+        cross_fade=base.cross_fade,
+        lora_motion=lora.motion,
+        base_motion=base.motion,
+        truth_motion=base.truth_motion,
+        files=files,
+    )
+
+
+def _paths(folder: str, files: Sequence[FileEntry]) -> dict[str, str]:
+    return {PurePosixPath(entry.name).stem: f"{folder}/{entry.name}" for entry in files}
+
+
+def _means(clips: Sequence[ClipFidelity]) -> Means:
+    def mean(place: str) -> Mean:
+        found = [getattr(clip, place) for clip in clips]
+        count = len(found)
+        mse = sum(entry.mse for entry in found) / count
+        pooled = -10 * math.log10(mse) if mse > 0 else MAX_PSNR_DB
+        return Mean(
+            psnr_db=round(sum(entry.psnr_db for entry in found) / count, 4),
+            pooled_psnr_db=round(min(MAX_PSNR_DB, pooled), 4),
+            ssim=round(sum(entry.ssim for entry in found) / count, 6),
+        )
+
+    scales = [clip.ms_ssim for clip in clips if clip.ms_ssim is not None]
+    return Means(
+        first=mean("first"),
+        last=mean("last"),
+        clip=mean("clip"),
+        ms_ssim=round(sum(scales) / len(scales), 6) if scales else None,
+    )
+
+
+def _mean_motion(motions: Sequence[Motion]) -> Motion:
+    count = len(motions)
+    return Motion(
+        **{
+            name: round(sum(getattr(motion, name) for motion in motions) / count, 6)
+            for name in Motion.model_fields
+        }
+    )
+
+
+def _comparisons(pairs: Sequence[PairMetrics]) -> list[Comparison]:
+    """Compare with the base model and the trivial answers; none with too few pairs."""
+    if len(pairs) < MIN_PAIRS:
+        return []
+    return [
+        Comparison(
+            figure=figure,
+            against=words,
+            gain=paired_interval([read(pair.lora) - read(getattr(pair, other)) for pair in pairs]),
+        )
+        for other, words in AGAINST.items()
+        for figure, read in COMPARED.items()
+        if other == "base" or figure != "keyframe_psnr_db"  # a cross-fade has the very keyframes
+    ]
