@@ -1,5 +1,6 @@
 """The nightly retraining as a flow: its stages run below it, its verdict is told."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,13 @@ from prefect.states import Cancelled, Completed
 from flows.forms import NightlyForm
 from flows.pipeline import run_below
 from flows.server import wait_for_server
+from flows.stage import run_hvkf
 from hvkf.config import Config
 from hvkf.errors import HvkfError, Stopped
+from hvkf.loras import REGISTRY_SCHEME
 from hvkf.nightly import Decision, Night, NightRecord, NightRefused, OutOfBudget
 from hvkf.records import Summary
+from hvkf.registry import find_registered
 from hvkf.storage import open_store
 from hvkf.webhook import post_verdict
 
@@ -53,7 +57,10 @@ def _owner() -> str:
 
 
 class _Stages:
-    """What a night has others do: the stages' flows; so far no registry and no gate."""
+    """What a night has others do: the stages' flows, the registry and the gate.
+
+    What is in use under the night's own name is improved, whatever `gate.registry` says.
+    """
 
     def run(self, stage: str, config: Config, timeout_s: float | None) -> Summary:
         try:
@@ -64,11 +71,19 @@ class _Stages:
             raise OutOfBudget(f"{stage} was stopped after {timeout_s:.0f} s") from fault
 
     def in_use(self, config: Config) -> str | None:
-        return None  # without a registry nothing is in use, so nights train from scratch
+        found = find_registered(open_store(config.workspace), config.nightly.name)
+        if found is None:
+            return None
+        return f"{REGISTRY_SCHEME}{found.name}@{found.in_use.version}"
 
     def judge(self, config: Config, evaluation: Summary) -> Decision:
-        reason = f"evaluated, and left to a person: no gate decides yet ({evaluation.links})"
-        return Decision(promoted=False, reason=reason)
+        gate = config.gate.model_copy(update={"registry": config.nightly.name})
+        settings = config.model_copy(update={"gate": gate}).model_dump_json()
+        arguments = ["gate", "--config", "-", "--evaluation", evaluation.result]
+        gated = json.loads(run_hvkf(arguments, settings))
+        verdict = gated["verdict"]
+        reason = f"{verdict['outcome']}: {'; '.join(verdict['reasons'])} ({gated['decision']})"
+        return Decision(promoted=gated["is_promoted"], reason=reason)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def run_stage(stage: str, config: Config, timeout_s: float | None = None) -> Sum
         TimeoutError: its job took longer than `timeout_s`, and was stopped after saving.
     """
     planned = Planned.model_validate_json(
-        _hvkf([stage, "plan", "--config", "-"], config.model_dump_json())
+        run_hvkf([stage, "plan", "--config", "-"], config.model_dump_json())
     )
     summary = planned.done or _work(stage, planned, timeout_s)
     wait_for_server()
@@ -48,7 +48,7 @@ def _work(stage: str, planned: Planned, timeout_s: float | None) -> Summary:
     if planned.num_pending:
         run_job.with_options(name=f"{stage} job", timeout_seconds=timeout_s)(stage, planned)
     arguments = [stage, "commit", "--workspace", planned.workspace, "--plan", planned.plan]
-    return Summary.model_validate_json(_hvkf(arguments, ""))
+    return Summary.model_validate_json(run_hvkf(arguments, ""))
 
 
 @task
@@ -60,8 +60,12 @@ def run_job(stage: str, planned: Planned) -> None:
         run_plan(plan, store, listener, flow_run.get_id())
 
 
-def _hvkf(arguments: list[str], standard_input: str) -> str:
-    """Run a light step of hvkf in a process of its own, and return its last line."""
+def run_hvkf(arguments: list[str], standard_input: str) -> str:
+    """Run a light step of hvkf in a process of its own, and return its last line.
+
+    Raises:
+        HvkfError: the fault that it ended with.
+    """
     ended = subprocess.run(
         [sys.executable, "-m", "hvkf.cli", *arguments],
         input=standard_input,
@@ -91,6 +95,6 @@ def _picture(summary: Summary, workspace: str) -> str:
     """Draw what a stage made; a picture that cannot be drawn fails nothing, and says why."""
     command = ["picture", summary.stage, summary.result, "--workspace", workspace]
     try:
-        return f"![{PICTURED[summary.stage]}]({_hvkf(command, '')})"
+        return f"![{PICTURED[summary.stage]}]({run_hvkf(command, '')})"
     except HvkfError as fault:
         return f"*There is no picture: {fault}*"

@@ -6,6 +6,7 @@ from pathlib import Path
 from hvkf.model.lora_file import read_lora, save_lora
 from hvkf.records import CheckpointRecord, FileEntry, TrainResult
 from hvkf.storage import Store, file_sha256
+from hvkf.training.lineage import TrainedOn, lineage_path
 from hvkf.training.losses import write_losses
 from tests.workspaces import GOLDEN
 
@@ -41,5 +42,6 @@ def write_run(store: Store, run_id: str, step: int = 4, scale: float = 1.0) -> s
         validation_loss=None,
     )
     write_losses(store, run_id, [{"step": number + 1, "loss": 1.0} for number in range(step)])
+    store.put(lineage_path(run_id), TrainedOn(sources=()).to_json())
     store.put(f"runs/{run_id}/result.json", result.to_json())
     return result.lora

@@ -44,6 +44,7 @@ LEVELS = [
         "hvkf.storage",
         "hvkf.storage_s3",
         "hvkf.video",
+        "hvkf.near_duplicates",
         "hvkf.containers",
         "hvkf.buckets",
         "hvkf.resize",

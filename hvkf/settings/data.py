@@ -39,6 +39,11 @@ class IngestConfig(Section):
     min_holdout: int = Field(
         0, ge=0, description="Hold out at least this many source videos, however few there are."
     )
+    find_near_duplicates: bool = Field(
+        True,
+        description="Keep videos that show the same on one side: all train, or all are held out. "
+        "Decodes each video once more.",
+    )
     max_failed_fraction: float = Field(
         0.5, ge=0, le=1, description="Fail when more than this share of videos cannot be read."
     )

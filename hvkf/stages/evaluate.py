@@ -132,6 +132,7 @@ class PairMetrics(Record):
     key: str
     bucket: str
     source: str
+    source_sha256: str = ""
     prompt: str
     lora: ClipFidelity
     base: ClipFidelity

@@ -16,6 +16,7 @@ from hvkf.stages.evaluate import ClipFidelity, Metrics, metrics_path
 from hvkf.stages.evaluate_statistics import MIN_PAIRS, Interval, paired_interval
 from hvkf.stages.promotion import candidate_of, put_into_use
 from hvkf.storage import Store
+from hvkf.training.lineage import read_lineage
 
 DECISIONS = f"{FOLDER}/decisions"
 DECIDED_BY = "gate"
@@ -205,6 +206,13 @@ def gate(rule: GateConfig, store: Store, evaluation: str) -> Gated:
 
 
 def _verdict(rule: GateConfig, store: Store, metrics: Metrics, present: Version | None) -> Verdict:
+    if reason := _seen(store, metrics):
+        return Verdict(
+            outcome="no-verdict",
+            reasons=(reason,),
+            against=BASE if present is None else f"version {present.version}",
+            against_version=0 if present is None else present.version,
+        )
     if present is None:
         return judge(rule, metrics, None, 0)
     against = f"version {present.version}"
@@ -227,6 +235,31 @@ def _verdict(rule: GateConfig, store: Store, metrics: Metrics, present: Version 
             against_version=present.version,
         )
     return judge(rule, metrics, _read_metrics(store, present.evaluation), present.version)
+
+
+def _seen(store: Store, metrics: Metrics) -> str:
+    """Say why a LoRA cannot be judged on these pairs: it was, or may be, trained on them."""
+    trained = read_lineage(store, metrics.run_id)
+    if trained is None:
+        return (
+            f"what {metrics.run_id} was trained on is not recorded, so it may be the held-out "
+            "videos: train it again, or promote it by hand with `hvkf registry promote`"
+        )
+    seen = sorted(
+        {pair.source for pair in metrics.pairs if pair.source_sha256 in set(trained.sources)}
+    )
+    if seen:
+        return (
+            f"{metrics.run_id}, or a LoRA that it began from, was trained on {len(seen)} of the "
+            f"held-out videos ({', '.join(seen[:3])}): its figures say nothing. Train from scratch "
+            "on this data set, or evaluate on videos that it never saw"
+        )
+    if trained.unknown:
+        return (
+            f"it is not known which videos are in {', '.join(trained.unknown)}: train from scratch "
+            "on an ingested data set, or promote it by hand with `hvkf registry promote`"
+        )
+    return ""
 
 
 def _read_metrics(store: Store, path: str) -> Metrics:

@@ -1,7 +1,7 @@
 """An evaluation's figures over its pairs: means, and what the LoRA gained, with intervals."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from hvkf.errors import BadInput
@@ -36,8 +36,9 @@ def summarise(work: Evaluation, settings: Settings, rendered: Sequence[Rendered]
     Raises:
         BadInput: there is none.
     """
+    source_of = {pair.key: pair.source_sha256 for pair in work.pairs}
     pairs = [
-        _pair(work, pair)
+        _pair(work, pair, source_of)
         for pair in rendered
         if pair.base.made is not None and pair.lora.made is not None
     ]
@@ -65,7 +66,7 @@ def summarise(work: Evaluation, settings: Settings, rendered: Sequence[Rendered]
     )
 
 
-def _pair(work: Evaluation, rendered: Rendered) -> PairMetrics:
+def _pair(work: Evaluation, rendered: Rendered, source_of: Mapping[str, str]) -> PairMetrics:
     base, lora = rendered
     assert base.made is not None
     assert base.ceiling is not None
@@ -76,6 +77,7 @@ def _pair(work: Evaluation, rendered: Rendered) -> PairMetrics:
         key=base.key,
         bucket=base.bucket,
         source=base.source,
+        source_sha256=source_of.get(base.key, ""),
         prompt=base.prompt,
         lora=lora.made,
         base=base.made,

@@ -3,7 +3,6 @@
 Reads the metadata table and the videos beside it; writes `datasets/<name>/<digest>/`.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -23,6 +22,7 @@ from hvkf.records import (
     digest,
 )
 from hvkf.settings.data import IngestConfig
+from hvkf.stages.ingest_splits import decide_splits
 from hvkf.storage import Store, open_folder
 from hvkf.tables import TableRow, parse_table
 
@@ -50,6 +50,7 @@ class VideoScan(Record):
     fps: float = 0.0
     num_frames: int = 0
     cuts: tuple[tuple[int, int], ...] = ()
+    perceptual_hash: str = ""
     failure: Failure | None = None
 
 
@@ -96,7 +97,13 @@ def _read_rows(config: IngestConfig) -> list[TableRow]:
 
 def _scan_settings(config: IngestConfig) -> str:
     return digest(
-        [STAGE_VERSION, config.scene_split, config.scene_threshold, config.min_scene_frames]
+        [
+            STAGE_VERSION,
+            config.scene_split,
+            config.scene_threshold,
+            config.min_scene_frames,
+            config.find_near_duplicates,
+        ]
     )
 
 
@@ -185,7 +192,18 @@ def commit(plan: Plan, store: Store) -> Summary:
     ledger.check_failures(
         failures, len(rows), ingest.max_failed_fraction, "ingest.max_failed_fraction"
     )
-    splits = _splits({scan.sha256 for _, scan in taken}, previous.splits, ingest)
+    hashes = {scan.sha256: scan.perceptual_hash for _, scan in taken}
+    splits, between = decide_splits(hashes, previous.splits, ingest)
+    failures += [
+        Failure(
+            code="near-duplicate",
+            message="it shows the same as a training video and as a held-out one",
+            source=row.video,
+        )
+        for row, scan in taken
+        if scan.sha256 in between
+    ]
+    taken = [(row, scan) for row, scan in taken if scan.sha256 not in between]
     clips = [clip for row, scan in taken for clip in _clips(row, scan, splits, ingest)]
     if not clips:
         raise BadInput(f"{ingest.metadata}: not one video can be used; see the reasons above.")
@@ -217,25 +235,6 @@ def _take(
             first_row[scan.sha256] = row
             taken.append((row, scan))
     return taken, failures
-
-
-def _splits(sources: set[str], known: dict[str, str], config: IngestConfig) -> dict[str, str]:
-    """Hold out a share of the sources; what was decided for a source once stays.
-
-    The decision depends on the video's content alone, so it is the same whenever the video comes.
-    """
-    position = {
-        source: int(hashlib.sha256(source.encode()).hexdigest()[:8], 16) for source in sources
-    }
-    splits = dict(known)
-    undecided = sorted(sources - known.keys(), key=position.__getitem__)
-    for source in undecided:
-        held_out = position[source] < config.holdout_fraction * 2**32
-        splits[source] = "holdout" if held_out else "train"
-    lacking = config.min_holdout - sum(splits[source] == "holdout" for source in sources)
-    for source in [source for source in undecided if splits[source] == "train"][: max(0, lacking)]:
-        splits[source] = "holdout"
-    return splits
 
 
 def _clips(

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from hvkf.near_duplicates import perceptual_hash
 from hvkf.records import Failure
 from hvkf.settings.data import IngestConfig
 from hvkf.stages.ingest import VideoScan, VideoTask
@@ -56,4 +57,7 @@ def _scan(task: VideoTask, settings: str, config: IngestConfig, file: Path) -> V
         fps=float(info.fps),
         num_frames=info.num_frames,
         cuts=tuple(cuts),
+        perceptual_hash=(
+            perceptual_hash(file, info.num_frames) if config.find_near_duplicates else ""
+        ),
     )

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import norm, t
 
 from hvkf.errors import BadInput
+from hvkf.loras import Lora
 from hvkf.registry import find_registered, read_registered
 from hvkf.settings.evaluation import GateConfig
 from hvkf.stages import evaluate_statistics
@@ -24,6 +25,7 @@ from hvkf.stages.evaluate_gate import Decision, gate, judge
 from hvkf.stages.evaluate_statistics import paired_interval
 from hvkf.stages.render_records import Fidelity
 from hvkf.storage import FolderStore, object_sha256
+from hvkf.training.lineage import TrainedOn, lineage_path, write_lineage
 from tests.commands import run_command
 from tests.finished_runs import write_run
 
@@ -200,3 +202,45 @@ def test_an_evaluation_that_is_not_there_or_of_another_lora_is_refused(store: Fo
     with pytest.raises(BadInput, match="has another LoRA than"):
         gate(RULE, store, path)
     assert find_registered(store, "house") is None
+
+
+def test_a_lora_that_was_trained_on_a_held_out_video_gets_no_verdict_nor_do_its_heirs(
+    store: FolderStore,
+) -> None:
+    path = write_evaluation(store, "one", 25, 1.0)
+    seen = TrainedOn(sources=("5" * 64,))
+    store.put(lineage_path("ancestor"), seen.to_json())
+    write_lineage(
+        store,
+        "one",
+        {"kind": "mds", "folders": []},
+        Lora(name="run:ancestor", sha256="0" * 64, run_id="ancestor"),
+    )
+    metrics = Metrics.from_json(store.read(path))
+    pairs = [pair.model_copy(update={"source_sha256": "5" * 64}) for pair in metrics.pairs]
+    store.put(path, metrics.model_copy(update={"pairs": tuple(pairs)}).to_json())
+    gated = gate(RULE, store, path)
+    assert gated.verdict.outcome == "no-verdict"
+    assert "trained on 1 of the held-out videos (video.mp4)" in gated.verdict.reasons[0]
+    assert find_registered(store, "house") is None
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (None, "is not recorded"),
+        (TrainedOn(sources=(), unknown=("the shards of /old",)), "in the shards of /old"),
+    ],
+)
+def test_what_was_trained_on_nobody_knows_what_gets_no_verdict(
+    store: FolderStore, record: TrainedOn | None, words: str
+) -> None:
+    path = write_evaluation(store, "one", 25, 1.0)
+    if record is None:
+        (store.root / lineage_path("one")).unlink()
+    else:
+        store.put(lineage_path("one"), record.to_json())
+    verdict = gate(RULE, store, path).verdict
+    assert verdict.outcome == "no-verdict"
+    assert words in verdict.reasons[0]
+    assert "hvkf registry promote" in verdict.reasons[0]
