@@ -31,7 +31,7 @@ class Sightings:
         before = self._workers.get(worker)
         is_new = before is None or done < before.done
         first_done, first_s = (done, now_s) if is_new else before[:2]  # type: ignore[index]
-        total, failed = int(event["total"]), int(event.get("failed", 0))
+        total, failed = int(event["total"]), int(event["failed"])
         note = str(event.get("note", ""))
         self._workers[worker] = Sighting(first_done, first_s, done, total, failed, note)
 

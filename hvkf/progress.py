@@ -16,21 +16,26 @@ MIN_INTERVAL_S = 0.2
 
 
 class Progress:
-    """Counts units of work done; `advance` is cheap enough to call for every one."""
+    """Counts units of work done, and failures; `advance` is cheap enough to call for each."""
 
-    def __init__(self, total: int, show: Callable[[int, str], None]) -> None:
+    def __init__(self, total: int, show: Callable[["Progress", str], None]) -> None:
         self.total = total
         self.done = 0
+        self.failed = 0
         self._show = show
         self._shown_at_s = 0.0
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` more units; `note` is shown beside the bar."""
+    def advance(self, count: int = 1, note: str = "", failed: int = 0) -> None:
+        """Count `count` more units, and `failed` items that could not be made.
+
+        `note` is shown beside the bar.
+        """
         self.done += count
+        self.failed += failed
         now_s = time.monotonic()
         if self.done >= self.total or now_s - self._shown_at_s >= MIN_INTERVAL_S:
             self._shown_at_s = now_s
-            self._show(self.done, note)
+            self._show(self, note)
 
 
 def display() -> bars.Progress:
@@ -58,22 +63,37 @@ class WorkerBars:
         if worker not in self._tasks:
             self._tasks[worker] = self._shown.add_task(event["label"], total=None, note="")
         task = self._tasks[worker]
-        self._shown.update(task, total=event["total"], completed=event["done"], note=event["note"])
+        note = _with_failures(event["note"], event["failed"])
+        self._shown.update(task, total=event["total"], completed=event["done"], note=note)
+
+
+def _with_failures(note: str, failed: int) -> str:
+    return f"[red]{failed} failed[/red] {note}" if failed else note
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Progress]:
     """Show how `total` units of work proceed: as lines if this process was started for that."""
     if os.environ.get(PROGRESS_VARIABLE) == "lines":
-        yield Progress(total, lambda done, note: _print_line(label, done, total, note))
+        yield Progress(total, lambda counted, note: _print_line(label, counted, note))
         return
     with display() as shown:
         task = shown.add_task(label, total=total, note="")
-        yield Progress(total, lambda done, note: shown.update(task, completed=done, note=note))
+
+        def show(counted: Progress, note: str) -> None:
+            shown.update(task, completed=counted.done, note=_with_failures(note, counted.failed))
+
+        yield Progress(total, show)
 
 
-def _print_line(label: str, done: int, total: int, note: str) -> None:
-    event = {"label": label, "done": done, "total": total, "note": note}
+def _print_line(label: str, counted: Progress, note: str) -> None:
+    event = {
+        "label": label,
+        "done": counted.done,
+        "total": counted.total,
+        "failed": counted.failed,
+        "note": note,
+    }
     print(LINE_PREFIX + json.dumps(event), flush=True)
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from hvkf.settings.section import Precision, Section
 
+Extra = Literal["lpips", "clip", "fvd"]
 GateFigure = Literal["keyframe_psnr_db", "keyframe_ssim", "clip_psnr_db", "clip_ssim"]
 
 
@@ -19,6 +20,12 @@ class EvaluateConfig(Section):
     guidance: float = Field(6.0, ge=0, description="Embedded guidance.")
     seed: int = Field(0, description="Seed of the noise.")
     precision: Precision = Field("bf16", description="Precision of the models' weights.")
+    extras: tuple[Extra, ...] = Field(
+        (), description="Further figures that need weights of their own: lpips, clip, fvd."
+    )
+    extras_weights: str | None = Field(
+        None, description="Folder of the worker's machine with the weights of evaluate.extras."
+    )
     pairs_per_part: int = Field(64, ge=1, description="Pairs that one worker takes.")
     max_failed_fraction: float = Field(0.0, ge=0, le=1, description="Fail above this share.")
 

@@ -63,8 +63,8 @@ def _run_group(config: Config, store: Store, group: SceneGroup, shown: Progress)
             writers[bucket] = writer
         for index, clip in enumerate(group.clips):
             items = [item for item in _items(missing) if item.clip == index]
-            _store_clip(config, clip, items, writers, previews)
-            shown.advance(note=clip.source)
+            failed = _store_clip(config, clip, items, writers, previews)
+            shown.advance(note=clip.source, failed=failed)
         for writer in writers.values():
             writer.commit(store, root, ledger.attempt_name())
         for segment in missing:
@@ -82,10 +82,14 @@ def _store_clip(
     items: Sequence[SceneItem],
     writers: dict[str, SegmentWriter],
     previews: dict[str, Preview],
-) -> None:
-    """Add a clip's samples to their segments, or their failures: a sample is whole or absent."""
+) -> int:
+    """Add a clip's samples to their segments, or their failures: a sample is whole or absent.
+
+    Returns:
+        How many samples could not be made.
+    """
     if not items:
-        return
+        return 0
     sources = open_folder(source_folder(config.ingest))
     unfinished = {item.key: item for item in items}
     try:
@@ -99,6 +103,7 @@ def _store_clip(
             writers[item.bucket].add_failure(
                 Failure(code=code, message=f"{item.bucket}: {fault}", source=clip.source)
             )
+    return len(unfinished)
 
 
 class _Growing:

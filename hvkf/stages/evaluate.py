@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from pydantic import Field
+
 from hvkf import ledger
 from hvkf.catalog import read_clips
 from hvkf.config import Config
@@ -26,6 +28,7 @@ from hvkf.records import (
 )
 from hvkf.stages.cache import scenes_root
 from hvkf.stages.evaluate_statistics import Interval
+from hvkf.stages.evaluate_weights import check_extras
 from hvkf.stages.render_records import Fidelity
 from hvkf.stages.render_tasks import lora_of_this_run, models_identity
 from hvkf.storage import Store
@@ -78,6 +81,7 @@ class ClipFidelity(Record):
     last: Fidelity
     clip: Fidelity
     ms_ssim: float | None = None
+    extras: dict[str, float] = Field(default_factory=dict)
 
 
 class PairRecord(Record):
@@ -101,6 +105,8 @@ class PairRecord(Record):
     freeze: ClipFidelity | None = None
     cross_fade: ClipFidelity | None = None
     truth_motion: Motion | None = None
+    features: tuple[float, ...] = ()
+    truth_features: tuple[float, ...] = ()
     files: tuple[FileEntry, ...]
     failure: Failure | None = None
     attempt: str
@@ -124,6 +130,7 @@ class Settings(Record):
     seed: int
     precision: str
     models: str
+    extras: tuple[str, ...] = ()
 
 
 class PairMetrics(Record):
@@ -160,6 +167,7 @@ class Means(Record):
     last: Mean
     clip: Mean
     ms_ssim: float | None = None
+    extras: dict[str, float] = Field(default_factory=dict)
 
 
 class Comparison(Record):
@@ -215,6 +223,7 @@ def settings_of(config: Config, store: Store) -> Settings:
         seed=evaluate.seed,
         precision=evaluate.precision,
         models=models_identity(config.model, store, evaluate.precision),
+        extras=evaluate.extras,
     )
 
 
@@ -280,7 +289,12 @@ def _in_turn(lists: Iterable[Sequence[PairTask]]) -> Iterable[PairTask]:
 
 
 def plan(config: Config, store: Store) -> Plan:
-    """Choose the pairs and share them out; what was rendered without a LoRA before is reused."""
+    """Choose the pairs and share them out; what was rendered without a LoRA before is reused.
+
+    Raises:
+        BadInput: no such run, nothing held out, or weights of the extra figures are missing.
+    """
+    check_extras(config.evaluate)
     lora = lora_of_this_run(config, store)
     found = held_out_pairs(config, store)
     pairs = choose_pairs(found, config.evaluate.num_pairs)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence, Set
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from hvkf.stages.evaluate import (
     pair_folder,
     pair_path,
 )
+from hvkf.stages.evaluate_extras import Extras
 from hvkf.stages.render_video import fidelity
 from hvkf.stages.rendered_files import put_frame, put_video
 from hvkf.storage import Store
@@ -78,6 +80,9 @@ class _PairRenderer:
         self._shown = shown
         self._lora_file = local_lora_file(work.lora, store)
         self._renderer = Renderer(config.model, store, config.evaluate.precision)
+        extras = config.evaluate.extras
+        weights = Path(config.evaluate.extras_weights or "")
+        self._extras = Extras(extras, weights, self._renderer.device) if extras else None
         self._segment = lru_cache(NUM_OPEN_SEGMENTS)(self._open_segment)
 
     def fuse_lora(self) -> None:
@@ -87,6 +92,8 @@ class _PairRenderer:
 
     def put(self, root: str, pair: PairTask, record: PairRecord) -> None:
         """Record a rendering; one that another worker recorded stays."""
+        if record.failure is not None:
+            self._shown.advance(0, note=pair.key, failed=1)
         try:
             self._store.put_new(pair_path(root, pair.key), record.to_json())
         except AlreadyExists:
@@ -109,8 +116,10 @@ class _PairRenderer:
             pair,
             scene,
             files,
-            made=self._compare(frames, truth),
+            made=self._made(frames, truth, scene),
             motion=measure_motion(frames),
+            features=self._features(frames),
+            truth_features=self._features(truth),
             ceiling=self._compare(self._renderer.reconstruct(truth), truth),
             freeze=self._compare(truth[:1].expand_as(truth), truth),
             cross_fade=self._compare(cross_fade(truth), truth),
@@ -129,8 +138,9 @@ class _PairRenderer:
             pair,
             scene,
             files,
-            made=self._compare(frames, truth),
+            made=self._made(frames, truth, scene),
             motion=measure_motion(frames),
+            features=self._features(frames),
         )
 
     def _render(
@@ -152,6 +162,17 @@ class _PairRenderer:
 
     def _on_step(self, note: str) -> Callable[[int], None]:
         return lambda step: self._shown.advance(note=note)
+
+    def _made(self, frames: torch.Tensor, truth: torch.Tensor, scene: Sample) -> ClipFidelity:
+        """Compare a rendering with the truth, by the extra figures too."""
+        found = self._compare(frames, truth)
+        if self._extras is None:
+            return found
+        extras = self._extras.figures(frames, truth, clean_caption(scene["caption"]))
+        return found.model_copy(update={"extras": extras})
+
+    def _features(self, frames: torch.Tensor) -> tuple[float, ...]:
+        return () if self._extras is None else self._extras.video_features(frames)
 
     def _compare(self, frames: torch.Tensor, truth: torch.Tensor) -> ClipFidelity:
         device = self._renderer.device
@@ -183,7 +204,7 @@ def _record(
     *,
     made: ClipFidelity | None = None,
     failure: Failure | None = None,
-    **measured: ClipFidelity | Motion,
+    **measured: ClipFidelity | Motion | tuple[float, ...],
 ) -> PairRecord:
     return PairRecord(
         key=pair.key,

@@ -20,6 +20,7 @@ from hvkf.stages.evaluate import (
     pair_folder,
 )
 from hvkf.stages.evaluate_statistics import MIN_PAIRS, paired_interval
+from hvkf.stages.evaluate_weights import frechet_distance
 
 MAX_PSNR_DB = 100.0
 AGAINST = {"base": "the base model", "freeze": "a freeze", "cross_fade": "a cross-fade"}
@@ -36,12 +37,9 @@ def summarise(work: Evaluation, settings: Settings, rendered: Sequence[Rendered]
     Raises:
         BadInput: there is none.
     """
+    made = [pair for pair in rendered if pair.base.made and pair.lora.made]
     source_of = {pair.key: pair.source_sha256 for pair in work.pairs}
-    pairs = [
-        _pair(work, pair, source_of)
-        for pair in rendered
-        if pair.base.made is not None and pair.lora.made is not None
-    ]
+    pairs = [_pair(work, pair, source_of) for pair in made]
     if not pairs:
         raise BadInput(
             f"Not one of {len(rendered)} pairs was rendered both with the LoRA and without: set "
@@ -52,8 +50,8 @@ def summarise(work: Evaluation, settings: Settings, rendered: Sequence[Rendered]
         checkpoint=str(work.lora.checkpoint),
         lora_sha256=str(work.lora.sha256),
         settings=settings,
-        lora=_means([pair.lora for pair in pairs]),
-        base=_means([pair.base for pair in pairs]),
+        lora=_with_distance(_means([pair.lora for pair in pairs]), made, "lora"),
+        base=_with_distance(_means([pair.base for pair in pairs]), made, "base"),
         ceiling=_means([pair.ceiling for pair in pairs]),
         freeze=_means([pair.freeze for pair in pairs if pair.freeze]),
         cross_fade=_means([pair.cross_fade for pair in pairs if pair.cross_fade]),
@@ -113,7 +111,22 @@ def _means(clips: Sequence[ClipFidelity]) -> Means:
         last=mean("last"),
         clip=mean("clip"),
         ms_ssim=round(sum(scales) / len(scales), 6) if scales else None,
+        extras={
+            name: round(sum(clip.extras[name] for clip in clips) / len(clips), 6)
+            for name in sorted(clips[0].extras)
+        },
     )
+
+
+def _with_distance(means: Means, rendered: Sequence[Rendered], side: str) -> Means:
+    """Add FVD, which is a figure of all videos together, where features were taken."""
+    made = [getattr(pair, side).features for pair in rendered]
+    if not all(made):
+        return means
+    distance = frechet_distance(made, [pair.base.truth_features for pair in rendered])
+    if distance is None:
+        return means
+    return means.model_copy(update={"extras": {**means.extras, "fvd": round(distance, 4)}})
 
 
 def _mean_motion(motions: Sequence[Motion]) -> Motion:

@@ -169,8 +169,9 @@ def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
         for part in parts:
             scans = []
             for task in map(VideoTask.model_validate, part.work["tasks"]):
-                scans.append(scan_video(task, settings, config, sources))
-                shown.advance(note=task.source)
+                scan = scan_video(task, settings, config, sources)
+                scans.append(scan)
+                shown.advance(note=task.source, failed=int(scan.failure is not None))
             store.put(part.outputs[0], ScanRecord(scans=tuple(scans)).to_json())
 
 

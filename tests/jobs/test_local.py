@@ -39,7 +39,7 @@ for part in parts:
         print("hanging", flush=True)
         time.sleep(600)
     (root / "out" / part).write_text("done")
-    print('@progress {"label": "x", "done": 1, "total": 1, "note": ""}', flush=True)
+    print('@progress {"label": "x", "done": 1, "total": 1, "failed": 0, "note": ""}', flush=True)
 """
 
 
