@@ -48,7 +48,7 @@ lock: ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	  --no-annotate --no-header -o requirements-flow.lock
 
 .PHONY: demo
-demo: env ## the whole chain on real clips with a tiny checkpoint, in demo/
+demo: env ## the whole chain on moving shapes and real clips with a tiny trained model, in demo/
 	@$(VENV)/bin/hvkf demo demo
 
 .PHONY: serve
@@ -68,7 +68,11 @@ test: env ## the fast tests
 
 .PHONY: test-all
 test-all: env ## the fast tests and the long drills
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(TEST_WORKERS) -m "not gpu and not browser"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(TEST_WORKERS) -m "not long and not gpu and not browser"
+
+.PHONY: learn
+learn: env ## the benchmark of learning, with all ablations (an hour on two cores)
+	$(PY) -m pytest -q -m long tests/test_learning.py
 
 .PHONY: e2e
 e2e: env ## the chain on the cluster of KUBECONFIG (docs/cluster.md says what it needs)
