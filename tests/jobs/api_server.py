@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from datetime import datetime
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.jobs.small_cluster import NAMESPACE, SmallCluster
 ERRORS: dict[str, Any] = json.loads(
     (Path(__file__).parent / "transcripts" / "errors.json").read_text()
 )
-BOOKMARK_S = 1.0
+BOOKMARK_S = 0.2
 LABEL = re.compile(r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")
 MAX_LABEL = 63
 VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
@@ -55,7 +56,8 @@ class ApiServer(kmock.KubernetesScaffold):
     """Serves a small cluster.
 
     `rule` may say of a request that it meets a fault: an HTTP status (429 asks to come back at
-    once), "drop" (the connection closes), or "lose" (it is done, and its answer is lost).
+    once), "drop" (the connection closes), "lose" (it is done, and its answer is lost), or
+    "later-drop" (a watch closes behind its first event).
     """
 
     def __init__(self, cluster: SmallCluster) -> None:
@@ -68,33 +70,33 @@ class ApiServer(kmock.KubernetesScaffold):
         self.skew_s = 0.0
         self.job_quota: int | None = None
         self.watch_limit_s = 3600.0
+        self.log_limit_s = 3600.0
+        self.is_away = False  # hangs up, on who is served already, too
+        self.seen: list[kmock.Request] = []
+        self.num_expired_pages = 0
         self.watched_from: list[tuple[str, int]] = []
-        self._expired_pages: set[str] = set()
 
     @property
     def objects(self) -> Objects:
         """Return the cluster's objects."""
         return self.cluster.objects
 
-    def expire_pages(self) -> None:
-        """Forget where lists that come in pages were."""
-        self._expired_pages |= {str(version) for version in range(self.objects.version + 1)}
-
     async def _handle(self, request: kmock.Request) -> web.StreamResponse:
-        fault = self.rule(request)
+        self.seen.append(request)
+        fault = "drop" if self.is_away else self.rule(request)
         if fault == "drop":
             return _hang_up(request)
         if fault is not None and fault.isdigit():
             return _fault(int(fault))
         try:
-            answer = await self._answer(request)
+            answer = await self._answer(request, fault)
         except Refusal as refusal:
             answer = web.json_response(
                 refusal.body, status=refusal.body["code"], headers=refusal.headers
             )
         return _hang_up(request) if fault == "lose" else answer
 
-    async def _answer(self, request: kmock.Request) -> web.StreamResponse:
+    async def _answer(self, request: kmock.Request, fault: str | None) -> web.StreamResponse:
         if self.tokens is not None:
             token = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if token not in self.tokens:
@@ -109,7 +111,7 @@ class ApiServer(kmock.KubernetesScaffold):
             return await super()._handle(request)
         assert isinstance(kind, str)
         self._authorise(request, kind)
-        return await self._serve(request, kind)
+        return await self._serve(request, kind, fault)
 
     def _authorise(self, request: kmock.Request, kind: str) -> None:
         verb = VERBS[request.method.value]
@@ -137,13 +139,15 @@ class ApiServer(kmock.KubernetesScaffold):
         answer |= {"spec": review["spec"], "status": {"allowed": allowed}}
         return web.json_response(answer, status=201)
 
-    async def _serve(self, request: kmock.Request, kind: str) -> web.StreamResponse:
+    async def _serve(
+        self, request: kmock.Request, kind: str, fault: str | None
+    ) -> web.StreamResponse:
         method = request.method.value
         if request.name is None:
             if method == "POST":
                 return self._create(request)
             if _is_watch(request):
-                return await self._watch(request, kind)
+                return await self._watch(request, kind, fault)
             return self._list(request, kind)
         found = self.objects.get(kind, request.name)
         if found is None:
@@ -199,7 +203,8 @@ class ApiServer(kmock.KubernetesScaffold):
         limit = int(request.params.get("limit", "0"))
         token = request.params.get("continue", "")
         version, _, start = token.partition(":")
-        if token and version in self._expired_pages:
+        if token and self.num_expired_pages:
+            self.num_expired_pages -= 1
             raise recorded("continue-token-expired")
         begin = int(start) if token else 0
         version = version or str(self.objects.version)
@@ -214,7 +219,9 @@ class ApiServer(kmock.KubernetesScaffold):
         made = {"apiVersion": group, "kind": f"{KINDS[kind]}List", "metadata": metadata}
         return web.json_response({**made, "items": items[begin:end]})
 
-    async def _watch(self, request: kmock.Request, kind: str) -> web.StreamResponse:
+    async def _watch(
+        self, request: kmock.Request, kind: str, fault: str | None
+    ) -> web.StreamResponse:
         place = int(request.params.get("resourceVersion") or self.objects.version)
         self.watched_from.append((kind, place))
         response = await _begin(request)
@@ -233,10 +240,12 @@ class ApiServer(kmock.KubernetesScaffold):
                 if request.namespace == NAMESPACE and _is_selected(entry.object, request):
                     event = {"type": entry.action, "object": entry.object}
                     await response.write(json.dumps(event).encode() + b"\n")
-                    if (fault := self.rule(request)) is not None and not fault.isdigit():
+                    if fault == "later-drop":
                         return _hang_up(request, response)
                 place = entry.version
             await self.objects.wait(min(left_s, BOOKMARK_S))
+            if self.is_away:
+                return _hang_up(request, response)
             if request.params.get("allowWatchBookmarks") and not self.objects.since(kind, place):
                 place = self.objects.version
                 metadata = {"resourceVersion": str(place)}
@@ -253,20 +262,34 @@ class ApiServer(kmock.KubernetesScaffold):
             body = {"kind": "Status", "status": "Failure", "code": 400, "reason": "BadRequest"}
             raise Refusal({**body, "message": message})
         response = await _begin(request)
-        place = 0
-        while True:
+        place = _log_begin(logs[name], request)
+        end_s = time.monotonic() + self.log_limit_s
+        while time.monotonic() < end_s:
             while place < len(logs[name]):
                 moment, line = logs[name][place]
                 place += 1
                 text = f"{moment} {line}\n" if request.params.get("timestamps") else f"{line}\n"
                 await response.write(text.encode())
-                if self.rule(request) == "drop":
-                    return _hang_up(request, response)
             if name not in self.cluster.pods.running or not request.params.get("follow"):
                 if place == len(logs[name]):
                     return response
                 continue
             await asyncio.sleep(0.02)
+            if self.is_away:
+                return _hang_up(request, response)
+        return response
+
+
+def _log_begin(lines: list[tuple[str, str]], request: kmock.Request) -> int:
+    """Find the line that a request wants first."""
+    place = 0
+    if (count := request.params.get("tailLines")) is not None:
+        place = max(0, len(lines) - int(count))
+    if (seconds := request.params.get("sinceSeconds")) is not None:
+        since_s = time.time() - int(seconds)
+        moments = [datetime.fromisoformat(f"{x[:19]}+00:00").timestamp() for x, _ in lines]
+        place = max(place, sum(moment_s < since_s - 1 for moment_s in moments))
+    return place
 
 
 def _is_watch(request: kmock.Request) -> bool:

@@ -278,7 +278,7 @@ class Look:
             return [*self._counting, *self.active, *tracked]
         if not self.is_per_index:
             return self._counting
-        newest = {index: 0 for index in range(int(self.spec["completions"]))}
+        newest = dict.fromkeys(range(int(self.spec["completions"])), 0)
         for pod in self._pods:
             newest[index_of(pod)] = max(newest[index_of(pod)], _earlier_failures(pod))
         return [

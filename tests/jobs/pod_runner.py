@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from tests.jobs.cluster_objects import Entry, Object, Objects, condition, set_condition
@@ -171,7 +172,9 @@ class PodRunner:
         self._set(name, {"running": {"startedAt": self._objects.time()}}, phase="Running")
 
     def _say(self, name: str, line: str) -> None:
-        self.logs[name].append((self._objects.time(), line))
+        # By this machine's clock, which clients ask by, and not the cluster's faster one.
+        moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f").rstrip("0")
+        self.logs[name].append((f"{moment}Z", line))
 
     def _end(self, name: str, code: int) -> None:
         """Tell that a container has ended; its pod ends a while later, or at once when deleted."""

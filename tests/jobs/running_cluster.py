@@ -1,6 +1,7 @@
 """A small cluster that runs: its API on a port of this machine, its pods as processes."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -56,6 +57,13 @@ class LocalContainer:
         )
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+        threading.Thread(target=self._end_all, daemon=True).start()
+
+    def _end_all(self) -> None:
+        """End what the first process leaves behind, as a container does."""
+        self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -74,7 +82,7 @@ class LocalContainer:
         self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        if self.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
@@ -190,10 +198,9 @@ def _environment(pod: Object, root: Path, index: str) -> dict[str, str]:
     }
     for variable in container.get("env", ()):
         value = str(variable["value"])
-        for mount in ("/tmp", "/cache"):
-            if value == mount or value.startswith(f"{mount}/"):
-                (root / mount.strip("/")).mkdir(exist_ok=True)
-                value = f"{root}{value}"
+        if value == "/tmp" or value.startswith("/cache"):
+            value = f"{root}{value}"
+            Path(value).mkdir(parents=True, exist_ok=True)
         environment[variable["name"]] = value
     return environment
 
