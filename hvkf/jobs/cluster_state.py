@@ -196,7 +196,7 @@ def blocked_by_event(event: Manifest, stage: str) -> Blocked | None:
 
 def _scheduling_fix(message: str, stage: str) -> str:
     fixes = []
-    for resource in dict.fromkeys(re.findall(r"Insufficient ([\w./-]+)", message)):
+    for resource in dict.fromkeys(re.findall(r"Insufficient ([\w./-]*\w)", message)):
         if "gpu" in resource:
             fixes.append(
                 f"add a node with that many free {resource}, or lower jobs.{stage}.gpus_per_pod"

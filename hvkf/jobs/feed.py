@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from hvkf.errors import HvkfError, TryAgain
@@ -40,9 +41,13 @@ class Feed:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Feed":
-        for kind in KINDS:  # listed before anything is created, so that nothing is missed
-            version = self._cluster.ride_out(lambda kind=kind: self._list(kind))
-            self._start(f"watch {kind}", self._watch, kind, version)
+        try:
+            for kind in KINDS:  # listed before anything is created, so that nothing is missed
+                version = self._cluster.ride_out(partial(self._list, kind))
+                self._start(f"watch {kind}", self._watch, kind, version)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

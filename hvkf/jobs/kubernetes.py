@@ -242,10 +242,7 @@ class Cluster:
             ApiDown: it gave no answer, or is busy.
         """
         try:
-            response = call(_preload_content=False, **options)
-            if response.status == 401 and renew_credentials(self._api.configuration, self.settings):
-                response.close()
-                response = call(_preload_content=False, **options)
+            response = self._send(call, options)
         except ApiException as fault:
             body = json.loads(fault.body) if fault.body else {}
             raise explain(fault.status, body, self.namespace, self.host) from None
@@ -257,6 +254,20 @@ class Cluster:
                     response.status, _status(response), self.namespace, self.host, response.headers
                 )
         return response
+
+    def _send(self, call: Callable[..., Any], options: dict[str, Any]) -> Any:
+        """Send a request; once more when its token has expired and there is a new one."""
+        configuration = self._api.configuration
+        token = dict(configuration.api_key)
+        try:
+            return call(_preload_content=False, **options)
+        except ApiException as fault:
+            if fault.status != 401:
+                raise
+            renew_credentials(configuration, self.settings)
+            if configuration.api_key == token:  # no other thread has renewed it, either
+                raise
+        return call(_preload_content=False, **options)
 
     def _compare_clocks(self) -> None:
         """Learn how far the API's clock is from this one.

@@ -30,17 +30,15 @@ def load_configuration(settings: ClusterJobs) -> tuple[Any, str]:
     return configuration, settings.namespace or namespace
 
 
-def renew_credentials(configuration: Any, settings: ClusterJobs) -> bool:
-    """Read the token again, and say whether it is another: files and commands give new ones.
+def renew_credentials(configuration: Any, settings: ClusterJobs) -> None:
+    """Read the token again: files and commands give new ones.
 
     Raises:
         ConfigError: there is no configuration any more.
     """
     fresh, _ = load_configuration(settings)
-    is_new = fresh.api_key != configuration.api_key
     configuration.api_key = fresh.api_key
     configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
-    return bool(is_new)
 
 
 def _load(configuration: Any, context: str | None) -> str:

@@ -90,6 +90,8 @@ class ApiServer(kmock.KubernetesScaffold):
             return _fault(int(fault))
         try:
             answer = await self._answer(request, fault)
+        except ConnectionResetError:  # whoever asked has gone
+            return _hang_up(request)
         except Refusal as refusal:
             answer = web.json_response(
                 refusal.body, status=refusal.body["code"], headers=refusal.headers

@@ -73,7 +73,7 @@ class PodRunner:
             seen["metadata"]["deletionGracePeriodSeconds"] = grace_s
 
         pod = self._objects.change("pods", name, mutate)
-        if not _is_scheduled(pod) or _has_finished(pod):
+        if not _is_scheduled(pod) or has_finished(pod):
             self._let(name)
         elif (container := self.running.get(name)) is not None:
             self._objects.tell(pod, "Normal", "Killing", f"Stopping container {CONTAINER}")
@@ -134,7 +134,7 @@ class PodRunner:
     def _lacking(self, pod: Object) -> str | None:
         """Say as the scheduler does why no node takes a pod."""
         taken = [other for other in self._objects.all("pods") if _is_scheduled(other)]
-        used = sum(num_gpus(other) for other in taken if not _has_finished(other))
+        used = sum(num_gpus(other) for other in taken if not has_finished(other))
         if num_gpus(pod) and used + num_gpus(pod) > self.num_gpus:
             return (
                 "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to "
@@ -270,7 +270,8 @@ def _is_scheduled(pod: Object) -> bool:
     return scheduled is not None and scheduled["status"] == "True"
 
 
-def _has_finished(pod: Object) -> bool:
+def has_finished(pod: Object) -> bool:
+    """Whether a pod has ended."""
     return pod["status"]["phase"] in ("Succeeded", "Failed")
 
 

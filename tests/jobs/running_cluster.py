@@ -113,6 +113,7 @@ class RunningCluster:
 
     def stop(self) -> None:
         """End the API and all pods."""
+        self.api.is_away = True
         for container in self._containers:
             container.close()
         ended = self._server.__aexit__(None, None, None)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from tests.jobs.cluster_objects import Object, Objects
 from tests.jobs.job_controller import JOB_NAME, Hands, JobController, Refused
-from tests.jobs.pod_runner import Launch, PodRunner, num_gpus
+from tests.jobs.pod_runner import Launch, PodRunner, has_finished, num_gpus
 
 NAMESPACE = "hvkf"
 FOREGROUND = "foregroundDeletion"
@@ -82,7 +82,8 @@ class SmallCluster:
 
     def _create_pod(self, pod: Object) -> None:
         """Admit a pod, or refuse one that exceeds the quota."""
-        used = sum(num_gpus(other) for other in self.objects.all("pods"))
+        counted = [pod for pod in self.objects.all("pods") if not has_finished(pod)]
+        used = sum(num_gpus(other) for other in counted)
         if self.gpu_quota is not None and used + num_gpus(pod) > self.gpu_quota:
             raise Refused(
                 f'pods "{pod["metadata"]["name"]}" is forbidden: exceeded quota: q, requested: '

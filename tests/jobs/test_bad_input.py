@@ -1,4 +1,4 @@
-"""What is wrong with a cluster or a request ends in one sentence with the fix, and leaves no job."""
+"""What is wrong with a cluster ends in one sentence with the fix, and leaves no job behind."""
 
 import re
 import time

@@ -14,7 +14,7 @@ from hvkf.records import Part, Plan
 from hvkf.settings.jobs import ClusterJobs, StageJobs
 from hvkf.storage import FolderStore
 
-LIMIT_S = 60.0
+LIMIT_S = 40.0
 # What a part's pod does; the plan's outputs lie where OUT says.
 DONE = 'mkdir -p "$OUT/out"; echo done > "$OUT/out/$JOB_COMPLETION_INDEX"'
 CLUSTER = {"image": "image:1", "api_outage_s": 20.0, "lease_s": 900.0}
