@@ -27,7 +27,7 @@ SEEN = {"op": "test", "path": "/spec/restartPolicy", "value": "Never"}
 
 
 def chain_config(folder: Path) -> Config:
-    metadata = write_dataset(folder / "data", 3)
+    metadata = write_dataset(folder / "data", 2)
     frames = decode_frames(folder / "data" / "videos" / "00000.mp4", [0, 4])
     for name, (_, frame) in zip(("a.png", "b.png"), frames, strict=True):
         write_png(folder / "data" / name, frame)
@@ -75,7 +75,7 @@ def evict_first_pod(cluster: RunningCluster, stage: str) -> threading.Thread:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_whole_chain_runs_as_jobs_of_a_cluster(cluster: RunningCluster, tmp_path: Path) -> None:
     config = chain_config(tmp_path)
     store = open_store(config.workspace)
