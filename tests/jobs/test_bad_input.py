@@ -1,6 +1,7 @@
 """What is wrong with a cluster ends in one sentence with the fix, and leaves no job behind."""
 
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def sentence(cluster: RunningCluster, waiter: Waiter) -> str:
     assert "\n" not in str(fault)
     assert str(fault).endswith(".") or str(fault).endswith(")")
     cluster.wait(lambda seen: not seen.objects.all("jobs"))
+    left = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in left if name.startswith(("watch ", "log ", "lease "))]
     return str(fault)
 
 
