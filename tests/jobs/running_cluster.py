@@ -22,7 +22,7 @@ import yaml
 from hvkf.processes import PARENT_VARIABLE
 from tests.jobs.api_server import ApiServer
 from tests.jobs.cluster_objects import Object
-from tests.jobs.job_controller import INDEX, index_of
+from tests.jobs.job_look import INDEX, index_of
 from tests.jobs.pod_runner import Container
 from tests.jobs.small_cluster import NAMESPACE, SmallCluster
 

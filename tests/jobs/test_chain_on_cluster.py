@@ -35,6 +35,7 @@ def chain_config(folder: Path) -> Config:
     (folder / "data" / "pairs.csv").write_text(pairs)
     jobs = {"executor": "kubernetes", "threads": 1, "workers": 1, "pod_patch": [SEEN]}
     sections: dict[str, object] = {stage: dict(jobs) for stage in CHAIN[1:]}
+    sections["train"] = {**jobs, "nodes": 2}  # a gang, whose members find each other
     sections["cluster"] = {"image": "image:1"}
     return small_config(
         folder,
@@ -93,7 +94,7 @@ def test_the_whole_chain_runs_as_jobs_of_a_cluster(cluster: RunningCluster, tmp_
     for job in cluster.jobs():
         kinds = [entry["type"] for entry in job["status"]["conditions"]]
         assert "Complete" in kinds, job["metadata"]["name"]
-    assert any("goes on from" in line or "steps of" in line for line in lines)
+    assert any("2 ranks" in line for line in lines), "the members of the gang train together"
     again = [run_on_cluster(stage, config, store, lines).reused for stage in CHAIN]
     assert again == [True] * len(CHAIN)
     assert len(cluster.jobs()) == len(CHAIN) - 1

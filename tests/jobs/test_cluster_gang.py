@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "workspace")
 
 
-def gang(store: FolderStore, script: str, owner: str = "me", **jobs: object) -> Waiter:
+def gang(store: FolderStore, script: str, owner: str = "me", **jobs: Any) -> Waiter:
     """Wait for a gang of two whose members run a script."""
     plan = plan_of(store, script, stage="train", **{"nodes": 2, **jobs})
     return Waiter(plan, store, owner)

@@ -9,13 +9,14 @@ import copy
 import json
 import selectors
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.jobs.cluster_objects import Object, condition
-from tests.jobs.job_controller import index_of
+from tests.jobs.job_look import index_of
 from tests.jobs.pod_runner import Container, Delays
 from tests.jobs.small_cluster import SmallCluster
 
@@ -252,7 +253,7 @@ def deeds(transcript: Transcript, cluster: SmallCluster) -> list[tuple[float, Ca
         for line in lines:
             if condition(line.object, "DisruptionTarget") is not None:
                 index = index_of(line.object)
-                found.append((line.moment_s, lambda index=index: evict(cluster, index)))
+                found.append((line.moment_s, partial(evict, cluster, index)))
                 break
     jobs = [line for line in transcript.lines if line.kind == "job"]
     for line in jobs:
