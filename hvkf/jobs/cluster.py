@@ -10,7 +10,7 @@ from hvkf.jobs.feed import REPLACED, Feed, Message
 from hvkf.jobs.kubernetes import Cluster
 from hvkf.jobs.kubernetes_faults import NotFound
 from hvkf.jobs.manifest import ATTEMPT_LABEL, WORK_LABEL, Manifest, build_manifest
-from hvkf.jobs.owners import Lease, end, lease_until, leave, made_up_owner, own
+from hvkf.jobs.owners import Lease, end_job, lease_until, leave, made_up_owner, own
 from hvkf.jobs.pod_logs import PodLog
 from hvkf.jobs.spec import STOPPED_CODE, JobSpec, Listener, job_for
 from hvkf.ledger import pending_parts
@@ -82,6 +82,7 @@ class WaitingTask:
         self._told: set[str] = set()
         self._given_up: set[str] = set()  # uids of jobs that this has ended
         self._adopted_pods: set[str] = set()
+        self._unready_since_s: dict[str, float] = {}
         self._is_gang = False
         self._name = ""
 
@@ -209,19 +210,32 @@ class WaitingTask:
                 return self._give_up(job, current, silent)
 
     def _silent(self, job: JobSpec) -> list[str]:
-        """Name the members that have said nothing for too long: what they wait for never comes."""
+        """Name the members that are lost, or have said nothing, for too long."""
         return [
             f"member {said.index_of(pod)} ({pod['metadata']['name']})"
             for pod in self._pods()
-            if (log := self._logs.get(pod["metadata"]["name"])) is not None
+            if said.has_started(pod)
             and not said.has_stopped(pod)
-            and log.silence_s() > job.jobs.stall_s
+            and self._silence_s(pod) > job.jobs.stall_s
         ]
+
+    def _silence_s(self, pod: Manifest) -> float:
+        """Return since when a pod is silent, or its node no longer says that it is ready.
+
+        The log of a lost node cannot be read, which alone proves nothing.
+        """
+        name, now_s = pod["metadata"]["name"], time.monotonic()
+        if said.is_ready(pod):
+            self._unready_since_s.pop(name, None)
+            lost_s = 0.0
+        else:
+            lost_s = now_s - self._unready_since_s.setdefault(name, now_s)
+        return max(lost_s, self._logs[name].silence_s() if name in self._logs else 0.0)
 
     def _give_up(self, job: JobSpec, current: Manifest, silent: list[str]) -> HvkfError:
         """End a gang that stalls, for all its owners: each of them takes part in the next."""
         self._given_up.add(current["metadata"]["uid"])
-        end(self._cluster, self._name)
+        end_job(self._cluster, self._name)
         return TryAgain(
             f"{self._name}: {', '.join(silent)} was silent for more than "
             f"jobs.{job.stage}.stall_s={job.jobs.stall_s:g} s."

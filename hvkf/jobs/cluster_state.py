@@ -94,6 +94,12 @@ def has_started(pod: Manifest) -> bool:
     return "running" in state or "terminated" in state
 
 
+def is_ready(pod: Manifest) -> bool:
+    """Whether a pod's node says that it is ready; that of a lost node is not."""
+    ready = _condition(pod, "Ready")
+    return ready is not None and ready["status"] == "True"
+
+
 def has_stopped(pod: Manifest) -> bool:
     """Whether a pod's container has ended; the pod itself does so a little later."""
     return has_ended(pod) or "terminated" in _container(pod)

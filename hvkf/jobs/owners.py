@@ -95,7 +95,7 @@ def leave(cluster: Cluster, name: str, owner: str) -> bool:
     return bool(was_deleted)
 
 
-def end(cluster: Cluster, name: str) -> None:
+def end_job(cluster: Cluster, name: str) -> None:
     """Delete a job whoever owns it: it serves none of them any more.
 
     Raises:

@@ -8,6 +8,7 @@ import pytest
 
 from hvkf.errors import BadInput, HvkfError, TryAgain
 from hvkf.storage import FolderStore
+from tests.jobs.cluster_objects import set_condition
 from tests.jobs.running_cluster import RunningCluster
 from tests.jobs.waiting import Waiter, plan_of
 
@@ -107,6 +108,33 @@ def test_an_api_that_is_away_is_not_taken_for_silence(
     time.sleep(0.5)
     store.put("enough", b"")
     waiter.result()
+    assert attempts(cluster) == ["1"]
+
+
+def test_a_member_on_a_lost_node_is_missed_though_its_log_cannot_be_read(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    waiter = gang(store, f"{LATER}; {SAVE}; {STEPS}", stall_s=1)
+    cluster.running(index=0)
+    lost = cluster.running(index=1)
+    cluster.api.rule = lambda request: "500" if request.name == lost else None
+    mark = {"reason": "NodeNotReady"}
+    cluster.do(
+        lambda seen: seen.objects.change(
+            "pods", lost, lambda pod: set_condition(pod, "Ready", "False", **mark)
+        )
+    )
+    waiter.result()
+    assert waiter.said(f"member 1 ({lost}) was silent for more than")
+    assert attempts(cluster) == ["1", "2"]
+
+
+def test_a_log_that_cannot_be_read_is_not_taken_for_silence(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    cluster.api.rule = lambda request: "500" if request.subresource == "log" else None
+    script = f"{SAVE}; for n in $(seq 25); do echo step; sleep 0.1; done; {FINISH}"
+    gang(store, script, stall_s=1).result()
     assert attempts(cluster) == ["1"]
 
 
