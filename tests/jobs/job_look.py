@@ -31,7 +31,7 @@ class Look:
         self.started_s = _seconds(job["status"].get("startTime")) or now_s
         self.is_per_index = self.spec.get("backoffLimitPerIndex") is not None
         tracked = [pod for pod in pods if TRACKING in pod["metadata"].get("finalizers", ())]
-        failed = [pod for pod in tracked if pod["status"]["phase"] == "Failed"]
+        failed = [pod for pod in tracked if self._has_failed(pod)]
         self.succeeded_now = [pod for pod in tracked if pod["status"]["phase"] == "Succeeded"]
         self.ignored = [pod for pod in failed if self._action(pod) == "Ignore"]
         self._counting = [pod for pod in failed if pod not in self.ignored]
@@ -111,6 +111,12 @@ class Look:
         """Write that the job has ended."""
         set_condition(job, kind, "True", reason=self.ends_as, message=self.message)
 
+    def _has_failed(self, pod: Object) -> bool:
+        """Whether a pod counts as failed; where pods are replaced at once, a deleted one does."""
+        if pod["status"]["phase"] != "Failed" and self.spec.get("podReplacementPolicy") != "Failed":
+            return not _has_finished(pod) and "deletionTimestamp" in pod["metadata"]
+        return bool(pod["status"]["phase"] == "Failed")
+
     def _failed_pods(self, index: int) -> list[Object]:
         pods = [pod for pod in self._pods if pod["status"]["phase"] == "Failed"]
         return [pod for pod in pods if index_of(pod) == index]
@@ -118,12 +124,9 @@ class Look:
     def _count(self) -> list[Object]:
         """Choose the failed pods to count: those of an index count once it has its next pod."""
         if self.ends_as and self.ends_as not in ("FailedIndexes", "CompletionsReached"):
-            told = [pod for pod in self._pods if pod["metadata"].get("deletionTimestamp")]
-            going = [pod for pod in told if not _has_finished(pod)]
-            tracked = [pod for pod in going if TRACKING in pod["metadata"].get("finalizers", ())]
             if self.spec.get("podReplacementPolicy") == "Failed":
                 return self._counting
-            return [*self._counting, *self.active, *tracked]
+            return [*self._counting, *self.active]
         if not self.is_per_index:
             return self._counting
         newest = dict.fromkeys(range(int(self.spec["completions"])), 0)
