@@ -1,8 +1,12 @@
 # The pods of stages: PyTorch with its CUDA libraries, and flash-attn where it is asked for.
 ARG BASE=python:3.11.14-slim-bookworm
 FROM ${BASE}
-# A version of flash-attn to build; needs a BASE with CUDA's compiler. Empty: PyTorch's own kernels.
+# Not empty: build flash-attn; needs a BASE with CUDA's compiler. Empty: PyTorch's own kernels.
 ARG FLASH_ATTN=""
+# What it is then built as, with what: an image built again has the same kernels.
+ARG FLASH_ATTN_VERSION=2.8.3.post2
+ARG EINOPS_VERSION=0.8.2
+ARG NINJA_VERSION=1.13.2
 # How many compilers run at once: each takes several GiB.
 ARG MAX_JOBS=4
 COPY requirements.lock /tmp/requirements.lock
@@ -10,9 +14,10 @@ RUN python -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps -r /tmp/requirements.lock \
  && /opt/venv/bin/pip check \
  && if [ -n "${FLASH_ATTN}" ]; then \
-      /opt/venv/bin/pip install --no-cache-dir --no-deps ninja einops \
+      /opt/venv/bin/pip install --no-cache-dir --no-deps \
+        "ninja==${NINJA_VERSION}" "einops==${EINOPS_VERSION}" \
    && MAX_JOBS="${MAX_JOBS}" /opt/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation \
-        "flash-attn==${FLASH_ATTN}"; \
+        "flash-attn==${FLASH_ATTN_VERSION}"; \
     fi
 # A tokenizer's setting is no token.
 # hadolint ignore=DL3064

@@ -21,6 +21,7 @@ from hvkf.processes import PARENT_VARIABLE, follow_parent
 EXIT_CODES_VARIABLE = "HVKF_EXIT_CODES"
 WORLD_SIZE_VARIABLE = "WORLD_SIZE"
 RANK_VARIABLE = "RANK"
+LOCAL_RANK_VARIABLE = "LOCAL_RANK"
 # Below Kubernetes' default grace period of 30 s, so that the codes are still mapped.
 SHUTDOWN_TIMEOUT_S = 25
 # What a job ended by, when its ranks ended differently: the first of these that one of them says.
@@ -40,6 +41,11 @@ def is_launched() -> bool:
 def rank() -> int:
     """Return this process's rank; 0 where there is only one."""
     return int(os.environ.get(RANK_VARIABLE, "0"))
+
+
+def is_first_of_node() -> bool:
+    """Whether this process is the first rank of its machine, or the only one."""
+    return os.environ.get(LOCAL_RANK_VARIABLE, "0") == "0"
 
 
 def launch_command(

@@ -1,8 +1,10 @@
 """Where a checkpoint is, and what names it: a hub id, a folder, or a folder of the workspace."""
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hvkf.errors import BadInput
@@ -43,11 +45,24 @@ def _workspace_folder(path: str, store: Store) -> Path:
     if isinstance(store, FolderStore):
         return store.root / path
     folder = cache_folder() / "models" / digest([store.url, path])
-    for name in names:
-        file = folder / Path(name).relative_to(path)
-        if not file.exists():
-            store.download(name, file)
+    with _only_one(folder.with_suffix(".lock")):
+        for name in names:
+            file = folder / Path(name).relative_to(path)
+            if not file.exists():
+                store.download(name, file)
     return folder
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Wait until no other process fills the folder: a node's pods share it, and start at once.
+
+    The kernel lets go of the lock when its holder is killed.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def cache_folder() -> Path:

@@ -1,6 +1,7 @@
-"""The whole chain on s3://, its sources and checkpoint there as well."""
+"""The whole chain on s3://, its sources and checkpoint there as well; once more amid faults."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hvkf.stages.cache import scenes_root
 from hvkf.storage import Store, open_folder, open_store
 from hvkf.verify import verify_workspace
 from hvkf.video import decode_frames, write_png
+from tests.s3_faults import FaultyS3, faulty_s3, random_faults
 from tests.s3_server import S3Service
 from tests.workspaces import TINY, small_config, write_dataset
 
@@ -87,3 +89,43 @@ def test_the_whole_chain_runs_on_s3_and_a_flipped_bit_is_named(config: Config) -
         Segment(store, record, Path(os.environ["XDG_CACHE_HOME"]) / "fresh")[0]
     (fault,) = verify_workspace(store)[1]
     assert path in fault
+
+
+@pytest.fixture
+def proxy(s3: S3Service) -> Iterator[FaultyS3]:
+    with faulty_s3(s3.address) as running:
+        yield running
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_chain_rides_out_faults_and_makes_the_same_bytes(
+    config: Config, s3: S3Service, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six of ten requests fail, and of conditional puts every fourth loses its answer."""
+    hparams = config.hparams.model_copy(update={"max_train_steps": 2})
+    config = config.model_copy(update={"hparams": hparams})
+    proxy.rule = random_faults(0.6, seed=11)
+    s3.use(monkeypatch, proxy.address)
+    store = open_store(config.workspace)
+    for stage in CHAIN:
+        assert not run_here(stage, config, store).reused
+    assert proxy.lost_conditional >= 2
+    num_faults = sum(count for fault, count in proxy.counts.items() if fault is not None)
+    assert num_faults > 0.5 * proxy.counts.total()
+
+    s3.use(monkeypatch)
+    store = open_store(config.workspace)
+    assert verify_workspace(store)[1] == []
+    assert [path for path in store.list("renders") if path.endswith(".mp4")]
+    again = config.model_copy(update={"workspace": f"{config.workspace}-again"})
+    calm = open_store(again.workspace)
+    for path in store.list("models"):
+        calm.put(path, store.read(path))
+    for stage in ("ingest", "cache", "encode"):
+        run_here(stage, again, calm)
+    written = [path for root in ("scenes", "latents") for path in calm.list(root)]
+    shards = [path for path in written if "/ledger/" not in path and "/commits/" not in path]
+    assert shards
+    for path in shards:  # each lies below a prefix that is named by its content
+        assert store.read(path) == calm.read(path), path

@@ -9,7 +9,12 @@ import psutil
 import pytest
 
 from hvkf import distributed
-from hvkf.distributed import combined_exit_code, launch_command, num_ranks
+from hvkf.distributed import (
+    combined_exit_code,
+    is_first_of_node,
+    launch_command,
+    num_ranks,
+)
 from hvkf.errors import BadInput, Stopped, TryAgain
 
 ROOT = Path(__file__).parents[1]
@@ -140,3 +145,13 @@ def test_killing_the_launcher_ends_the_ranks(tmp_path: Path) -> None:
     launcher.wait(WAIT_S)
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
+
+
+@pytest.mark.parametrize(("local_rank", "speaks"), [(None, True), ("0", True), ("1", False)])
+def test_one_rank_of_each_machine_speaks(
+    monkeypatch: pytest.MonkeyPatch, local_rank: str | None, speaks: bool
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert is_first_of_node() is speaks

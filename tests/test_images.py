@@ -108,3 +108,13 @@ def test_ingest_is_planned_run_and_committed_in_the_flow_image(tmp_path: Path) -
     )
     said = in_flow_image(program, config.model_dump_json())
     assert '"num_pending"' in said
+
+
+def test_whatever_the_images_install_besides_their_lock_is_pinned() -> None:
+    text = (ROOT / "docker" / "gpu.Dockerfile").read_text()
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE))
+    installed = re.findall(r'"([\w-]+)==\$\{(\w+)\}"', text)
+    assert {name for name, _ in installed} == {"flash-attn", "ninja", "einops"}
+    for _, argument in installed:
+        assert re.fullmatch(r"[0-9]+(\.[0-9]+)+(\.post[0-9]+)?", arguments[argument])
+    assert not re.findall(r"--no-deps (?!-)\w", text), "a package without a version"

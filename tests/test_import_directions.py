@@ -68,7 +68,11 @@ LEVELS = [
 ]
 ONLY_IN = {
     "prefect": ("flows/",),
-    "kubernetes": ("hvkf/jobs/kubernetes.py", "hvkf/jobs/kubernetes_access.py"),
+    "kubernetes": (
+        "hvkf/jobs/kubernetes.py",
+        "hvkf/jobs/kubernetes_access.py",
+        "hvkf/jobs/kubernetes_config.py",
+    ),
     "streaming": ("hvkf/shards.py",),
     "fsspec": ("hvkf/storage_s3.py",),
     "s3fs": ("hvkf/storage_s3.py",),

@@ -2,7 +2,6 @@
 
 import queue
 import time
-from collections import deque
 from contextlib import closing
 
 from hvkf.errors import AlreadyExists, BadInput, HvkfError, TryAgain
@@ -11,8 +10,9 @@ from hvkf.jobs.feed import REPLACED, Feed, Message
 from hvkf.jobs.kubernetes import Cluster
 from hvkf.jobs.kubernetes_faults import NotFound
 from hvkf.jobs.manifest import ATTEMPT_LABEL, WORK_LABEL, Manifest, build_manifest
-from hvkf.jobs.owners import Lease, lease_until, leave, made_up_owner, own
-from hvkf.jobs.spec import ERROR_PREFIX, JobSpec, Listener, job_for
+from hvkf.jobs.owners import Lease, end_job, lease_until, leave, made_up_owner, own
+from hvkf.jobs.pod_logs import PodLog
+from hvkf.jobs.spec import STOPPED_CODE, JobSpec, Listener, job_for
 from hvkf.ledger import pending_parts
 from hvkf.progress import parse_line
 from hvkf.records import Plan
@@ -20,10 +20,13 @@ from hvkf.storage import Store
 
 TICK_S = 0.5
 LAST_LOGS_S = 5.0
-MAX_LINES = 2000
-KEPT_LINES = 2000
-SHOWN_LINES = 5
 SHOWN_ENDS = 5
+# Of a pod that ran before this waited for it: what it said before was told to its first owner.
+ADOPTED_LINES = 100
+
+
+class Incomplete(TryAgain):
+    """A job ended well, and the ledger still lacks some of its parts."""
 
 
 def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = None) -> None:
@@ -49,7 +52,7 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
             if fault is None and not pending_parts(store, plan):
                 return
             failures += 1
-            fault = fault or TryAgain(f"A job of {job.stage} ended without doing all its parts.")
+            fault = fault or Incomplete(f"{job.stage}: a job ended without doing all its parts.")
             if failures > _further_starts(job, fault):
                 raise fault
             listener.on_log(f"{job.stage}: attempt {task.attempt} ended: {fault} Starting again.")
@@ -60,19 +63,8 @@ def _further_starts(job: JobSpec, fault: HvkfError) -> int:
     if isinstance(fault, BadInput):
         return 0
     if not job.is_gang:
-        return 0 if not str(fault).startswith("A job of") else job.jobs.max_attempts - 1
+        return job.jobs.max_attempts - 1 if isinstance(fault, Incomplete) else 0
     return job.jobs.max_restarts if isinstance(fault, TryAgain) else job.jobs.max_attempts - 1
-
-
-class PodLog:
-    """What a pod said: the newest lines, and how many were passed on."""
-
-    def __init__(self) -> None:
-        self.newest: deque[str] = deque(maxlen=KEPT_LINES)
-        self.withheld: deque[str] = deque(maxlen=KEPT_LINES)
-        self.num_shown = 0
-        self.error: str | None = None
-        self.has_ended = False
 
 
 class WaitingTask:
@@ -88,11 +80,15 @@ class WaitingTask:
         self._events: list[Manifest] = []
         self._logs: dict[str, PodLog] = {}
         self._told: set[str] = set()
+        self._given_up: set[str] = set()  # uids of jobs that this has ended
+        self._adopted_pods: set[str] = set()
+        self._unready_since_s: dict[str, float] = {}
+        self._is_gang = False
         self._name = ""
-        self._word_s = 0.0
 
     def run(self, job: JobSpec) -> HvkfError | None:
         """Create or adopt a job, wait for its end, and return the fault it ended by."""
+        self._is_gang = job.is_gang
         try:
             self._find_or_create(job)
             with Lease(self._cluster, self._name, self._owner):
@@ -121,7 +117,9 @@ class WaitingTask:
             live = [
                 seen
                 for seen in self._seen["job"].values()
-                if not said.finished(seen) and not said.is_deleted(seen)
+                if not said.finished(seen)
+                and not said.is_deleted(seen)
+                and seen["metadata"]["uid"] not in self._given_up
             ]
             if live:
                 newest = max(live, key=said.attempt_of)
@@ -151,6 +149,9 @@ class WaitingTask:
             )
         except NotFound:
             return False
+        self._adopted_pods |= {
+            pod for pod, seen in self._seen["pod"].items() if said.has_started(seen)
+        }
         self._begin(name, said.attempt_of(found))
         self._listener.on_log(f"{name} is there already: waiting for it")
         return True
@@ -166,7 +167,10 @@ class WaitingTask:
         except AlreadyExists:  # another flow was first, or the answer to our own was lost
             found = self._cluster.ride_out(lambda: self._cluster.get_job(name))
             self._seen["job"][name] = found
-            return False
+            if not said.finished(found):
+                return False  # to be adopted
+            self._begin(name, attempt)  # it has done its work since the parts were counted
+            return True
         self._seen["job"][name] = created
         assert created["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt)
         self._begin(name, attempt)
@@ -175,7 +179,7 @@ class WaitingTask:
 
     def _begin(self, name: str, attempt: int) -> None:
         self._name, self.attempt = name, attempt
-        self._word_s = time.monotonic()
+        self._follow_logs()
 
     def _wait(self, job: JobSpec) -> HvkfError | None:
         waiting_since_s = time.monotonic()
@@ -190,7 +194,7 @@ class WaitingTask:
             if said.is_suspended(current):
                 where = f"in {job.jobs.queue}" if job.jobs.queue else "(suspended)"
                 self._tell(f"{job.stage}: queued {where}")
-                waiting_since_s = self._word_s = time.monotonic()
+                waiting_since_s = time.monotonic()
             blocks = self._blocks(job)
             num_started = sum(said.has_started(pod) for pod in pods)
             needed = job.jobs.nodes if job.is_gang else 1
@@ -202,13 +206,40 @@ class WaitingTask:
                     f"{self._name}: {num_started} of {needed} pods started within "
                     f"{job.jobs.start_timeout_s:g} s: {why}."
                 )
-            if job.is_gang and num_started >= needed and self._is_silent(job):
-                self._cluster.ride_out(lambda: leave(self._cluster, self._name, self._owner))
-                return TryAgain(f"{self._name} was silent for {job.jobs.stall_s:g} s.")
+            if job.is_gang and (silent := self._silent(job)):
+                return self._give_up(job, current, silent)
 
-    def _is_silent(self, job: JobSpec) -> bool:
-        """Whether no pod has said a word for too long; a log that is not read says nothing."""
-        return time.monotonic() - self._word_s > job.jobs.stall_s
+    def _silent(self, job: JobSpec) -> list[str]:
+        """Name the members that are lost, or have said nothing, for too long."""
+        return [
+            f"member {said.index_of(pod)} ({pod['metadata']['name']})"
+            for pod in self._pods()
+            if said.has_started(pod)
+            and not said.has_stopped(pod)
+            and self._silence_s(pod) > job.jobs.stall_s
+        ]
+
+    def _silence_s(self, pod: Manifest) -> float:
+        """Return since when a pod is silent, or its node no longer says that it is ready.
+
+        The log of a lost node cannot be read, which alone proves nothing.
+        """
+        name, now_s = pod["metadata"]["name"], time.monotonic()
+        if said.is_ready(pod):
+            self._unready_since_s.pop(name, None)
+            lost_s = 0.0
+        else:
+            lost_s = now_s - self._unready_since_s.setdefault(name, now_s)
+        return max(lost_s, self._logs[name].silence_s() if name in self._logs else 0.0)
+
+    def _give_up(self, job: JobSpec, current: Manifest, silent: list[str]) -> HvkfError:
+        """End a gang that stalls, for all its owners: each of them takes part in the next."""
+        self._given_up.add(current["metadata"]["uid"])
+        end_job(self._cluster, self._name)
+        return TryAgain(
+            f"{self._name}: {', '.join(silent)} was silent for more than "
+            f"jobs.{job.stage}.stall_s={job.jobs.stall_s:g} s."
+        )
 
     def _blocks(self, job: JobSpec) -> list[str]:
         """Tell what blocks the job's pods.
@@ -220,7 +251,7 @@ class WaitingTask:
         found += [
             said.blocked_by_event(event, job.stage)
             for event in self._events
-            if event["involvedObject"]["name"].startswith(self._name)
+            if f"{event['involvedObject']['name']}-".startswith(f"{self._name}-")
         ]
         sentences = []
         for block in found:
@@ -244,26 +275,27 @@ class WaitingTask:
                 f"{self._name} ran longer than jobs.{job.stage}.deadline_s={job.jobs.deadline_s}: "
                 "raise it, or use more workers."
             )
-        newest = {end.part_index: end for pod in self._pods() if (end := said.pod_end(pod))}
+        newest = {}
+        for pod in self._pods():
+            if (pod_end := said.pod_end(pod)) is not None:
+                newest[pod_end.part_index] = pod_end
         ends = sorted(newest.values(), key=_severity)
         if not ends:
             return TryAgain(f"{self._name} failed ({reason}: {message}).")
-        for end in ends:
-            for line in self._logs.get(end.name, PodLog()).withheld:
-                self._listener.on_log(line)
-        words = "; ".join(self._words(job, end) for end in ends[:SHOWN_ENDS])
+        for pod_end in ends:
+            if (log := self._logs.get(pod_end.name)) is not None:
+                log.show_withheld(self._listener)
+        words = "; ".join(self._words(job, pod_end) for pod_end in ends[:SHOWN_ENDS])
         more = f"; and {len(ends) - SHOWN_ENDS} more" if len(ends) > SHOWN_ENDS else ""
         return ends[0].fault(f"{words}{more}.")
 
-    def _words(self, job: JobSpec, end: said.PodEnd) -> str:
-        log = self._logs.get(end.name, PodLog())
-        last = log.error or " | ".join(list(log.newest)[-SHOWN_LINES:]) or end.message.strip()
-        where = f"node {end.part_index}"
-        if not job.is_gang and job.parts is not None and end.part_index < len(job.parts):
-            where = f"index {end.part_index}"
-        words = f"{job.stage} {where} ({end.name}) {end.cause}"
+    def _words(self, job: JobSpec, pod_end: said.PodEnd) -> str:
+        log = self._logs.get(pod_end.name)
+        last = (log.last_words() if log is not None else "") or pod_end.message.strip()
+        where = "member" if job.is_gang else "index"
+        words = f"{job.stage} {where} {pod_end.part_index} ({pod_end.name}) {pod_end.cause}"
         words += f": {last.rstrip('. ')}" if last else ""
-        return words + (f" ({end.fix})" if end.fix else "")
+        return words + (f" ({pod_end.fix})" if pod_end.fix else "")
 
     def _pods(self) -> list[Manifest]:
         """Return the job's pods, the oldest first."""
@@ -301,10 +333,8 @@ class WaitingTask:
     def _handle(self, message: Message) -> None:
         if message.kind == "fault":
             raise message.value
-        if message.kind == "log":
-            self._hear(message.action, message.value)
-        elif message.kind == "log-end":
-            self._logs[message.action].has_ended = True
+        if message.kind.startswith("log"):
+            self._handle_log(message)
         elif message.kind == "event":
             self._events += message.value if message.action == REPLACED else [message.value]
         elif message.action == REPLACED:
@@ -315,32 +345,47 @@ class WaitingTask:
             self._seen["pod"].pop(message.value["metadata"]["name"], None)
         else:
             self._seen[message.kind][message.value["metadata"]["name"]] = message.value
+        self._follow_logs()
+
+    def _follow_logs(self) -> None:
         for name, pod in self._seen["pod"].items():
             if said.has_started(pod) and name not in self._logs and said.job_of(pod) == self._name:
                 self._logs[name] = PodLog()
-                self._feed.follow(name, None)
+                self._feed.follow(name, ADOPTED_LINES if name in self._adopted_pods else None)
 
-    def _hear(self, pod: str, line: str) -> None:
-        self._word_s = time.monotonic()
-        if (event := parse_line(line)) is not None:
-            index = said.index_of(self._seen["pod"][pod]) if pod in self._seen["pod"] else 0
-            self._listener.on_progress(index, event)
-            return
-        log = self._logs[pod]
-        log.newest.append(line)
-        if line.startswith(ERROR_PREFIX):
-            log.error = line.removeprefix(ERROR_PREFIX)
-        elif log.num_shown < MAX_LINES:
-            log.num_shown += 1
-            self._listener.on_log(line)
+    def _handle_log(self, message: Message) -> None:
+        pod, log = message.action, self._logs[message.action]
+        if message.kind == "log-lost":
+            log.lose()
+        elif message.kind == "log-open":
+            log.open()
+        elif message.kind == "log":
+            self._hear(pod, log, message.value)
+        elif message.value and not self._has_stopped(pod):
+            self._feed.follow(pod)  # only the stream has ended: nodes rotate logs
         else:
-            log.withheld.append(line)
+            log.end()
+
+    def _has_stopped(self, pod: str) -> bool:
+        seen = self._seen["pod"].get(pod)
+        return seen is None or said.has_stopped(seen)
+
+    def _hear(self, pod: str, log: PodLog, line: str) -> None:
+        if (event := parse_line(line)) is None:
+            log.hear(line, self._listener)
+            return
+        log.hear_progress()
+        index = said.index_of(self._seen["pod"][pod]) if pod in self._seen["pod"] else 0
+        if not self._is_gang or index == 0:  # its members take the same steps
+            self._listener.on_progress(index, event)
 
 
 def _severity(end: said.PodEnd) -> int:
     """Order ends: what no start mends, what the cluster did, other faults, what those led to."""
     if issubclass(end.fault, BadInput):
         return 0
-    if end.cause.startswith("was ") and end.cause != "was told to stop":
+    if end.code == STOPPED_CODE and not end.was_disrupted:
+        return 4
+    if end.cause.startswith("was "):
         return 1
     return 2 if end.fault is HvkfError else 3

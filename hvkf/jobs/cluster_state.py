@@ -40,6 +40,7 @@ class PodEnd(NamedTuple):
     fault: type[HvkfError]
     fix: str
     message: str
+    was_disrupted: bool
 
 
 def finished(job: Manifest) -> tuple[str, str, str] | None:
@@ -93,6 +94,17 @@ def has_started(pod: Manifest) -> bool:
     return "running" in state or "terminated" in state
 
 
+def is_ready(pod: Manifest) -> bool:
+    """Whether a pod's node says that it is ready; that of a lost node is not."""
+    ready = _condition(pod, "Ready")
+    return ready is not None and ready["status"] == "True"
+
+
+def has_stopped(pod: Manifest) -> bool:
+    """Whether a pod's container has ended; the pod itself does so a little later."""
+    return has_ended(pod) or "terminated" in _container(pod)
+
+
 def has_ended(pod: Manifest) -> bool:
     """Whether a pod has ended for good."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
@@ -107,7 +119,9 @@ def pod_end(pod: Manifest) -> PodEnd | None:
     code = terminated.get("exitCode")
     fault, cause, fix = _cause(pod, terminated, code)
     message = terminated.get("message") or status.get("message") or ""
-    return PodEnd(pod["metadata"]["name"], index_of(pod), code, cause, fault, fix, message)
+    disruption = _condition(pod, "DisruptionTarget") is not None
+    name, index = pod["metadata"]["name"], index_of(pod)
+    return PodEnd(name, index, code, cause, fault, fix, message, disruption)
 
 
 def _cause(
@@ -188,7 +202,7 @@ def blocked_by_event(event: Manifest, stage: str) -> Blocked | None:
 
 def _scheduling_fix(message: str, stage: str) -> str:
     fixes = []
-    for resource in dict.fromkeys(re.findall(r"Insufficient ([\w./-]+)", message)):
+    for resource in dict.fromkeys(re.findall(r"Insufficient ([\w./-]*\w)", message)):
         if "gpu" in resource:
             fixes.append(
                 f"add a node with that many free {resource}, or lower jobs.{stage}.gpus_per_pod"

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from hvkf.errors import HvkfError, TryAgain
@@ -20,7 +21,7 @@ REPLACED = "REPLACED"
 
 
 class Message(NamedTuple):
-    """`kind` is job, pod, event, log or fault; `value` an object, objects, a line or a fault."""
+    """`kind` is job, pod, event, fault or of a log; `value` an object, objects, a line, a fault."""
 
     kind: str
     action: str
@@ -36,12 +37,17 @@ class Feed:
         self._selectors = {"job": selector, "pod": selector, "event": ""}
         self._stopped = threading.Event()
         self._open: dict[str, Any] = {}
+        self._newest: dict[str, str] = {}  # the time of each log's newest line
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Feed":
-        for kind in KINDS:  # listed before anything is created, so that nothing is missed
-            version = self._list(kind)
-            self._start(f"watch {kind}", self._watch, kind, version)
+        try:
+            for kind in KINDS:  # listed before anything is created, so that nothing is missed
+                version = self._cluster.ride_out(partial(self._list, kind))
+                self._start(f"watch {kind}", self._watch, kind, version)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,9 +57,13 @@ class Feed:
         for thread in self._threads:
             thread.join(5.0)
 
-    def follow(self, pod: str, since: str | None) -> None:
-        """Begin to read a pod's log; its lines come as messages, an empty action ends it."""
-        self._start(f"log {pod}", self._follow, pod, since)
+    def follow(self, pod: str, num_lines: int | None = None) -> None:
+        """Begin to read a pod's log, or its newest lines and what comes; or go on with it.
+
+        Its lines come as messages of kind "log"; "log-open" and "log-lost" say when it is read,
+        "log-end" that it has ended, with whether it could be read to its end.
+        """
+        self._start(f"log {pod}", self._follow, pod, num_lines)
 
     def _start(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
@@ -61,11 +71,9 @@ class Feed:
         thread.start()
 
     def _list(self, kind: str) -> str:
-        items, version = self._cluster.ride_out(
-            lambda: self._cluster.list(kind, self._selectors[kind])
-        )
+        items, version = self._cluster.list(kind, self._selectors[kind])
         self.messages.put(Message(kind, REPLACED, items))
-        return str(version)
+        return version
 
     def _opened(self, name: str) -> Callable[[Any], None]:
         def remember(response: Any) -> None:
@@ -75,10 +83,12 @@ class Feed:
 
         return remember
 
-    def _watch(self, kind: str, version: str) -> None:
+    def _watch(self, kind: str, version: str | None) -> None:
         failures, answered_s = 0, time.monotonic()
         while not self._stopped.is_set():
             try:
+                if version is None:
+                    version = self._list(kind)
                 began_s = time.monotonic()
                 for action, seen in self._cluster.watch(
                     kind, self._selectors[kind], version, self._opened(kind)
@@ -91,46 +101,58 @@ class Feed:
                 if answered_s - began_s < BACKOFF_S[0]:
                     self._stopped.wait(BACKOFF_S[0])
             except Gone:
-                version = self._relist(kind) or version
+                version = None
             except ApiDown as fault:
                 if time.monotonic() - answered_s > self._cluster.settings.api_outage_s:
                     away = TryAgain(f"The Kubernetes API stayed away ({fault}): run again.")
                     self.messages.put(Message("fault", "", away))
                     return
-                self._stopped.wait(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                delay_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+                self._stopped.wait(max(delay_s, fault.retry_after_s))
                 failures += 1
             except HvkfError as fault:
                 self.messages.put(Message("fault", "", fault))
                 return
 
-    def _relist(self, kind: str) -> str | None:
-        try:
-            return self._list(kind)
-        except HvkfError as fault:
-            self.messages.put(Message("fault", "", fault))
-            self._stopped.set()
-            return None
-
-    def _follow(self, pod: str, since: str | None) -> None:
+    def _follow(self, pod: str, num_lines: int | None) -> None:
         """Read a log to its end. A log that cannot be had fails nothing: its lines are lost."""
-        seen = since or ""
-        has_ended = False
-        while not has_ended and not self._stopped.is_set():
+        if pod in self._newest:
+            self._stopped.wait(LOG_RETRY_S)
+        while not self._stopped.is_set():
             try:
-                for line in self._cluster.follow_log(pod, seen or None, self._opened(pod)):
+                newest = self._newest.get(pod)
+                for line in self._cluster.follow_log(pod, newest, self._log_opened(pod), num_lines):
                     moment, _, text = line.partition(" ")
-                    if moment > seen:
-                        seen = moment
+                    if newest is None or comparable(moment) > comparable(newest):
+                        newest = self._newest[pod] = moment
                         self.messages.put(Message("log", pod, text))
-                has_ended = True
+                self.messages.put(Message("log-end", pod, True))
+                return
             except ApiDown:
+                self.messages.put(Message("log-lost", pod, None))
                 self._stopped.wait(LOG_RETRY_S)
             except NotFound:
-                has_ended = True
+                self.messages.put(Message("log-end", pod, True))
+                return
             except HvkfError as fault:
                 self.messages.put(Message("log", pod, f"(the log cannot be read: {fault})"))
-                has_ended = True
-        self.messages.put(Message("log-end", pod, None))
+                self.messages.put(Message("log-end", pod, False))
+                return
+
+    def _log_opened(self, pod: str) -> Callable[[Any], None]:
+        remember = self._opened(pod)
+
+        def tell(response: Any) -> None:
+            remember(response)
+            self.messages.put(Message("log-open", pod, None))
+
+        return tell
+
+
+def comparable(moment: str) -> str:
+    """Write a log line's time so that later ones sort behind: servers leave off trailing zeros."""
+    seconds, _, fraction = moment.rstrip("Z").partition(".")
+    return f"{seconds}.{fraction:0<9}"
 
 
 def _break_off(response: Any) -> None:

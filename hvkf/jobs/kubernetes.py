@@ -5,27 +5,24 @@ sent is checked against the client's models first.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 
 import urllib3
 from kubernetes import client
-from kubernetes import config as kube_config
 from kubernetes.client.exceptions import ApiException
 from pydantic import ValidationError
 
 from hvkf.errors import BadInput, ConfigError, TryAgain
-from hvkf.jobs.kubernetes_faults import ApiDown, explain, explain_connection
+from hvkf.jobs.kubernetes_config import load_configuration, renew_credentials
+from hvkf.jobs.kubernetes_faults import ApiDown, Gone, explain, explain_connection
 from hvkf.jobs.manifest import CONTAINER, OWNER_PREFIX, Manifest
 from hvkf.settings.jobs import ClusterJobs
 
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
 # A watch is closed by the server after this long, and resumed: a dead connection is noticed soon.
@@ -40,11 +37,10 @@ class Cluster:
     """The API of one namespace. May be used by several threads."""
 
     def __init__(self, settings: ClusterJobs) -> None:
-        configuration, namespace = _configuration(settings)
+        configuration, self.namespace = load_configuration(settings)
         configuration.retries = urllib3.Retry(0, redirect=3)
         configuration.connection_pool_maxsize = 100
         self.settings = settings
-        self.namespace = settings.namespace or namespace
         self.host: str = configuration.host
         self._api = client.ApiClient(configuration)
         self._jobs = client.BatchV1Api(self._api)
@@ -83,14 +79,21 @@ class Cluster:
             attempt += 1
 
     def list(self, kind: str, selector: str = "") -> tuple[list[Manifest], str]:
-        """Return all objects of a kind (job, pod, event), and the version they are of."""
+        """Return all objects of a kind (job, pod, event), and the version they are of.
+
+        Raises:
+            ApiDown: it gave no answer, or none to the end; list again.
+        """
         items: list[Manifest] = []
         page: str | None = None
         while True:
             options: dict[str, Any] = {"limit": LIST_CHUNK}
             if page:
                 options["_continue"] = page
-            answer = self._json(self._lister(kind), label_selector=selector, **options)
+            try:
+                answer = self._json(self._lister(kind), label_selector=selector, **options)
+            except Gone as fault:  # so slow that the server has forgotten where it was
+                raise ApiDown(str(fault)) from fault
             items += answer["items"]
             page = answer["metadata"].get("continue")
             if not page:
@@ -179,10 +182,25 @@ class Cluster:
         return self._json(self._jobs.read_namespaced_job, name=name)
 
     def follow_log(
-        self, pod: str, since: str | None, opened: Callable[[Any], None]
+        self,
+        pod: str,
+        since: str | None,
+        opened: Callable[[Any], None],
+        num_lines: int | None = None,
     ) -> Iterator[str]:
-        """Yield a pod's lines, each behind its time, until its container ends."""
-        options = {} if since is None else {"since_seconds": self._seconds_since(since)}
+        """Yield a pod's lines, each behind its time, until its container ends.
+
+        Args:
+            pod: Its name.
+            since: The time of the last line that was read; None: from the beginning.
+            opened: Is given the open answer, so that another thread can break it off.
+            num_lines: Without `since`, begin with so many of the newest lines.
+        """
+        options: dict[str, Any] = {}
+        if since is not None:
+            options["since_seconds"] = self._seconds_since(since)
+        elif num_lines is not None:
+            options["tail_lines"] = num_lines
         response = self._open(
             self._core.read_namespaced_pod_log,
             name=pod,
@@ -224,7 +242,7 @@ class Cluster:
             ApiDown: it gave no answer, or is busy.
         """
         try:
-            response = call(_preload_content=False, **options)
+            response = self._send(call, options)
         except ApiException as fault:
             body = json.loads(fault.body) if fault.body else {}
             raise explain(fault.status, body, self.namespace, self.host) from None
@@ -236,6 +254,20 @@ class Cluster:
                     response.status, _status(response), self.namespace, self.host, response.headers
                 )
         return response
+
+    def _send(self, call: Callable[..., Any], options: dict[str, Any]) -> Any:
+        """Send a request; once more when its token has expired and there is a new one."""
+        configuration = self._api.configuration
+        token = dict(configuration.api_key)
+        try:
+            return call(_preload_content=False, **options)
+        except ApiException as fault:
+            if fault.status != 401:
+                raise
+            renew_credentials(configuration, self.settings)
+            if configuration.api_key == token:  # no other thread has renewed it, either
+                raise
+        return call(_preload_content=False, **options)
 
     def _compare_clocks(self) -> None:
         """Learn how far the API's clock is from this one.
@@ -259,26 +291,6 @@ class Cluster:
                 f"This machine's clock is {abs(self._skew_s):.0f} s {side} the Kubernetes API's: "
                 "set it right (chronyc makestep), since S3 and tokens refuse times far off."
             )
-
-
-def _configuration(settings: ClusterJobs) -> tuple[Any, str]:
-    """Find the cluster: the one this pod runs in, or the kubeconfig's."""
-    configuration = client.Configuration()
-    try:
-        if settings.context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            kube_config.load_incluster_config(client_configuration=configuration)
-            return configuration, NAMESPACE_FILE.read_text().strip()
-        kube_config.load_kube_config(context=settings.context, client_configuration=configuration)
-        contexts, current = kube_config.list_kube_config_contexts()
-    except (kube_config.ConfigException, OSError) as fault:
-        raise ConfigError(
-            f"No Kubernetes cluster is configured here ({fault}): set KUBECONFIG to a kubeconfig "
-            "file, or jobs.cluster.context to one of its contexts."
-        ) from fault
-    chosen = current
-    if settings.context is not None:
-        chosen = next(context for context in contexts if context["name"] == settings.context)
-    return configuration, chosen["context"].get("namespace") or "default"
 
 
 def _lines(response: Any) -> Iterator[bytes]:

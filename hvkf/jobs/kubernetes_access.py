@@ -1,21 +1,18 @@
 """What this process may do on the cluster, and what is there: it asks, and changes nothing."""
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import urllib3
 from kubernetes import client
-from kubernetes import config as kube_config
 from kubernetes.client.exceptions import ApiException
 
-from hvkf.errors import BadInput, ConfigError, TryAgain
+from hvkf.errors import BadInput, TryAgain
+from hvkf.jobs.kubernetes_config import load_configuration
 from hvkf.settings.jobs import ClusterJobs
 
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 TIMEOUT_S = (5.0, 15.0)
 QUEUE_GROUP, QUEUE_VERSION = "kueue.x-k8s.io", "v1beta1"
 
@@ -30,10 +27,8 @@ class Access:
     """
 
     def __init__(self, settings: ClusterJobs) -> None:
-        configuration = client.Configuration()
-        namespace = _load(configuration, settings.context)
+        configuration, self.namespace = load_configuration(settings)
         configuration.retries = urllib3.Retry(2, redirect=3)
-        self.namespace = settings.namespace or namespace
         self.host: str = configuration.host
         self._api = client.ApiClient(configuration)
 
@@ -109,21 +104,3 @@ class Access:
                 "here."
             )
         raise TryAgain(f"The Kubernetes API at {self.host} answered {status}: {content[:200]!r}.")
-
-
-def _load(configuration: Any, context: str | None) -> str:
-    """Fill in where the cluster is, and return the namespace that goes with it."""
-    try:
-        if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            kube_config.load_incluster_config(client_configuration=configuration)
-            return NAMESPACE_FILE.read_text().strip()
-        kube_config.load_kube_config(context=context, client_configuration=configuration)
-        contexts, current = kube_config.list_kube_config_contexts()
-    except (kube_config.ConfigException, OSError) as fault:
-        raise ConfigError(
-            f"No Kubernetes cluster is configured here ({fault}): set KUBECONFIG to a kubeconfig "
-            "file, or jobs.cluster.context to one of its contexts."
-        ) from None
-    chosen = next((found for found in contexts if found["name"] == context), current)
-    namespace: str = chosen["context"].get("namespace") or "default"
-    return namespace

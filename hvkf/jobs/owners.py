@@ -95,6 +95,28 @@ def leave(cluster: Cluster, name: str, owner: str) -> bool:
     return bool(was_deleted)
 
 
+def end_job(cluster: Cluster, name: str) -> None:
+    """Delete a job whoever owns it: it serves none of them any more.
+
+    Raises:
+        HvkfError: the API refused it or stayed away.
+    """
+
+    def attempt() -> bool:
+        try:
+            job = cluster.get_job(name)
+            if not is_deleted(job):
+                cluster.delete_job(job)
+        except NotFound:
+            return True
+        except Changed:
+            return False  # an owner renewed its lease between the two
+        return True
+
+    while not cluster.ride_out(attempt):
+        pass
+
+
 def release(cluster: Cluster, owner: str) -> Iterator[str]:
     """Leave all jobs that a run owns, and yield the names of those that were deleted."""
     jobs, _ = cluster.ride_out(lambda: cluster.list("job", ALL_JOBS), LEAVE_TIMEOUT_S)

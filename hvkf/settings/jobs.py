@@ -73,7 +73,9 @@ class StageJobs(Section):
         120, ge=10, description="Seconds that a pod has to save its work when told to stop."
     )
     stall_s: float = Field(
-        1800, gt=0, description="Of train: seconds without a word from a pod that end an attempt."
+        1800,
+        gt=0,
+        description="Of train: seconds without a word from any one pod that end an attempt.",
     )
     max_restarts: int = Field(
         10, ge=0, description="Of train on a cluster: further attempts, from the last checkpoint."

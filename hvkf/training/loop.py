@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from hvkf.ahead import ahead
 from hvkf.config import Config
-from hvkf.distributed import exit_code_recorded
+from hvkf.distributed import exit_code_recorded, is_first_of_node
 from hvkf.errors import BadInput, Stopped, TryAgain
 from hvkf.loras import Lora, local_lora_file
 from hvkf.progress import Progress, progress
@@ -133,7 +133,7 @@ class Loop:
             self._say_what()
         start = self._resume()
         begin_tracking(self._accelerator, self._run.run_id, self._run.settings)
-        if self._gang.is_main:
+        if is_first_of_node():  # each machine's log tells that its ranks live
             with progress("train", self._num_steps) as shown:
                 self._train(start, shown)
         else:

@@ -1,203 +1,196 @@
-"""The waiting task, over real HTTP against a small API whose pods are local steps."""
+"""Data-parallel jobs, over real HTTP, on a small cluster whose pods are processes."""
 
-import json
-import threading
+import re
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hvkf.errors import BadInput
-from hvkf.jobs.cluster import run_plan
-from hvkf.jobs.spec import Listener
-from hvkf.records import Part, Plan
-from hvkf.settings.jobs import ClusterJobs, StageJobs
+from hvkf.errors import BadInput, HvkfError, TryAgain
+from hvkf.jobs.cluster_state import index_of
 from hvkf.storage import FolderStore
+from tests.jobs.running_cluster import RunningCluster
+from tests.jobs.waiting import DONE, Waiter, plan_of
 
-CONDITIONS = {0: ("Complete", "CompletionsReached"), 65: ("Failed", "FailedIndexes")}
-
-
-class SmallApi(ThreadingHTTPServer):
-    """One namespace: jobs that are created run one pod, which ends with `code`."""
-
-    daemon_threads = True
-
-    def __init__(self, work: Any, code: int, refuse: str | None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.work, self.code, self.refuse = work, code, refuse
-        self.events: list[tuple[str, str, dict[str, Any]]] = []
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.num_drops = 0
-
-    def put(self, kind: str, action: str, seen: dict[str, Any]) -> None:
-        seen["metadata"]["resourceVersion"] = str(len(self.events) + 1)
-        self.events.append((kind, action, json.loads(json.dumps(seen))))
-
-    def start(self, job: dict[str, Any]) -> None:
-        name = job["metadata"]["name"]
-        job["metadata"]["uid"] = "uid"
-        self.jobs[name] = job
-        self.put("jobs", "ADDED", job)
-        labels = {"batch.kubernetes.io/job-name": name}
-        pod = {"metadata": {"name": f"{name}-0-abcde", "labels": labels}, "status": {}}
-        pod["status"] = _status("Running", {"running": {}})
-        self.put("pods", "ADDED", pod)
-        if self.code < 0:
-            return  # it runs on
-        self.work()
-        phase = "Failed" if self.code else "Succeeded"
-        pod["status"] = _status(phase, {"terminated": {"exitCode": self.code, "reason": "Error"}})
-        self.put("pods", "MODIFIED", pod)
-        kind, reason = CONDITIONS[self.code]
-        job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
-        self.put("jobs", "MODIFIED", job)
-
-
-def _status(phase: str, state: dict[str, Any]) -> dict[str, Any]:
-    return {"phase": phase, "containerStatuses": [{"name": "main", "state": state}]}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: SmallApi
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def answer(self, body: Any, status: int = 200) -> None:
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        path, _, query = self.path.partition("?")
-        kind = path.rsplit("/", 1)[-1]
-        if kind == "log":
-            line = "error: row 3 is no picture" if self.server.code else "all well"
-            self.answer(f"2026-01-01T00:00:00.1Z {line}\n")
-        elif kind == "version":
-            self.answer({})
-        elif "watch=" not in query:
-            metadata = {"resourceVersion": str(len(self.server.events))}
-            self.answer({"items": [], "metadata": metadata})
-        else:
-            self.stream(kind, int(query.split("resourceVersion=")[1].split("&")[0]))
-
-    def stream(self, kind: str, place: int) -> None:
-        """Stream what happened since; break off after each event, as bad networks do."""
-        self.send_response(200)
-        self.end_headers()
-        end_s = time.monotonic() + 1.0
-        while time.monotonic() < end_s:
-            for seen_kind, action, seen in self.server.events[place:]:
-                place += 1
-                if seen_kind == kind:
-                    line = json.dumps({"type": action, "object": seen})
-                    self.wfile.write(line.encode() + b"\n")
-                    self.server.num_drops += 1
-                    return
-            time.sleep(0.05)
-
-    def do_POST(self) -> None:
-        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.server.refuse is not None:
-            self.answer({"message": self.server.refuse}, 403)
-            return
-        self.answer({**job, "metadata": {**job["metadata"], "resourceVersion": "1"}})
-        threading.Thread(target=self.server.start, args=[job], daemon=True).start()
-
-    def do_PATCH(self) -> None:
-        patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        job = self.server.jobs[self.path.rsplit("/", 1)[-1]]
-        for name, value in patch["metadata"]["annotations"].items():
-            if value is None:
-                job["metadata"]["annotations"].pop(name, None)
-            else:
-                job["metadata"]["annotations"][name] = value
-        self.answer(job)
-
-    def do_DELETE(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.put("jobs", "DELETED", self.server.jobs.pop(self.path.rsplit("/", 1)[-1]))
-        self.answer({})
+FOREVER = "echo begun; while true; do sleep 0.1; done"
+ONCE = 'mkdir "$OUT/$JOB_COMPLETION_INDEX-began" 2>/dev/null'
 
 
 @pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    servers = []
-
-    def start(code: int = 0, refuse: str | None = None) -> SmallApi:
-        api = SmallApi(lambda: FolderStore(tmp_path).put("out/0", b"done"), code, refuse)
-        threading.Thread(target=api.serve_forever, daemon=True).start()
-        servers.append(api)
-        user: dict[str, Any] = {
-            "clusters": [
-                {"name": "c", "cluster": {"server": f"http://127.0.0.1:{api.server_port}"}}
-            ]
-        }
-        user |= {"contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}]}
-        user |= {"users": [{"name": "u", "user": {}}], "current-context": "x"}
-        (tmp_path / "kubeconfig").write_text(json.dumps(user))
-        monkeypatch.setattr(
-            "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION",
-            str(tmp_path / "kubeconfig"),
-        )
-        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-        return api
-
-    yield start
-    for api in servers:
-        api.shutdown()
-        api.server_close()
+def store(tmp_path: Path) -> FolderStore:
+    (tmp_path / "workspace").mkdir()
+    return FolderStore(tmp_path / "workspace")
 
 
-def make_plan() -> Plan:
-    mount = ({"op": "add", "path": "/spec/volumes/-", "value": {"name": "w", "emptyDir": {}}},)
-    jobs = StageJobs(executor="kubernetes", pod_patch=mount)
-    sections = {"cache": jobs.model_dump(), "cluster": ClusterJobs(image="i:1").model_dump()}
-    part = Part(index=0, outputs=("out/0",), work={})
-    return Plan(stage="cache", digest="d", config={"jobs": sections}, inputs={}, parts=(part,))
+def test_each_part_is_done_by_a_pod_whose_words_and_progress_are_told(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    progress = """echo '@progress {"label": "cache", "done": 1, "total": 2, "note": ""}'"""
+    script = f"echo part $JOB_COMPLETION_INDEX; {progress}; {DONE}"
+    waiter = Waiter(plan_of(store, script, num_parts=3), store).result()
+    assert [store.read(f"out/{n}") for n in range(3)] == [b"done\n"] * 3
+    assert {f"part {n}" for n in range(3)} <= set(waiter.lines)
+    assert sorted(index for index, _ in waiter.progress) == [0, 1, 2]
+    (job,) = cluster.jobs()
+    assert job["status"]["completedIndexes"] == "0-2"
 
 
-def test_a_job_is_done_although_every_watch_breaks_off(serve: Any, tmp_path: Path) -> None:
-    api = serve()
-    lines: list[str] = []
-    run_plan(make_plan(), FolderStore(tmp_path), Listener(lambda *_: None, lines.append), "me")
-    assert "all well" in lines
-    assert api.num_drops >= 4
-
-
-def test_a_failed_index_is_named_with_its_pods_words(serve: Any, tmp_path: Path) -> None:
-    api = serve(code=65)
-    api.work = lambda: None
-    with pytest.raises(BadInput, match=r"cache index 0 .*row 3 is no picture"):
-        run_plan(make_plan(), FolderStore(tmp_path), Listener(lambda *_: None, print), "me")
-
-
-def test_what_is_forbidden_comes_with_its_rule(serve: Any, tmp_path: Path) -> None:
-    refuse = (
-        'jobs.batch is forbidden: User "weak" cannot create resource "jobs" in API group "batch" '
-        'in the namespace "default"'
+def test_no_more_pods_run_at_a_time_than_there_are_workers(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    plan = plan_of(store, f"sleep 0.2; {DONE}", num_parts=4, workers=2)
+    Waiter(plan, store).result()
+    counts = cluster.do(
+        lambda seen: [
+            entry.object["status"].get("active", 0)
+            for entry in seen.objects.journal
+            if entry.kind == "jobs"
+        ]
     )
-    serve(refuse=refuse)
-    with pytest.raises(BadInput, match=r'apiGroups: \["batch"\].*verbs: \["create"\]'):
-        run_plan(make_plan(), FolderStore(tmp_path), Listener(lambda *_: None, print), "me")
+    assert max(counts) == 2
 
 
-def test_an_interrupted_wait_deletes_its_job(serve: Any, tmp_path: Path) -> None:
-    api = serve(code=-1)
+def test_a_fault_that_passes_costs_a_start_and_no_more(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    Waiter(plan_of(store, f"{ONCE} && exit 75; {DONE}"), store).result()
+    (job,) = cluster.jobs()
+    assert job["status"]["failed"] == 1
+    assert len(cluster.pods()) == 2
 
-    def interrupt(line: str) -> None:
-        if line == "error: row 3 is no picture" or "all well" in line or "created" in line:
-            deadline_s = time.monotonic() + 5
-            while not api.jobs and time.monotonic() < deadline_s:
-                time.sleep(0.05)
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_plan(make_plan(), FolderStore(tmp_path), Listener(lambda *_: None, interrupt), "me")
-    assert not api.jobs
+def test_a_part_that_always_fails_ends_after_its_starts_with_its_last_words(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    script = "echo one; echo two; exit 3"
+    with pytest.raises(HvkfError, match=r"cache index 0 .*exit code 3: one \| two"):
+        Waiter(plan_of(store, script, max_attempts=2), store).result()
+    assert len(cluster.pods()) == 2
+
+
+def test_a_poison_part_takes_no_other_down_and_is_named(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    poison = "[ $JOB_COMPLETION_INDEX = 1 ] && { echo 'error: row 3 is no picture.'; exit 65; }"
+    waiter = Waiter(plan_of(store, f"{poison}; sleep 0.5; {DONE}", num_parts=3), store)
+    with pytest.raises(BadInput, match=r"cache index 1 .*cannot use: row 3 is no picture\.$"):
+        waiter.result()
+    assert [store.exists(f"out/{n}") for n in range(3)] == [True, False, True]
+    assert len(cluster.pods()) == 3, "bad input is not tried again"
+
+
+def test_the_part_of_an_evicted_pod_is_taken_up_by_another(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    script = f"{ONCE} || {{ {DONE}; exit 0; }}; {FOREVER}"
+    waiter = Waiter(plan_of(store, script, max_attempts=1), store)
+    first = cluster.running()
+    cluster.do(lambda seen: seen.pods.evict(first))
+    waiter.result()
+    (job,) = cluster.jobs()
+    assert "failed" not in job["status"], "an eviction is no failure of the part"
+
+
+def test_a_pod_without_enough_memory_says_what_to_raise(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    waiter = Waiter(plan_of(store, FOREVER, max_attempts=1), store)
+    name = cluster.running()
+    cluster.do(lambda seen: seen.pods.run_out_of_memory(name))
+    with pytest.raises(BadInput, match=r"used more memory than it has.*raise memory"):
+        waiter.result()
+
+
+def test_a_job_that_outlasts_its_deadline_names_the_setting(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    with pytest.raises(BadInput, match=r"longer than jobs\.cache\.deadline_s=20"):
+        Waiter(plan_of(store, FOREVER, deadline_s=20), store).result()
+
+
+def test_a_job_that_no_node_can_take_says_which_resource_lacks(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    cluster.do(lambda seen: setattr(seen.pods, "num_gpus", 4))
+    plan = plan_of(store, DONE, gpus_per_pod=8, start_timeout_s=1)
+    waiter = Waiter(plan, store).end()
+    assert isinstance(waiter.fault, BadInput)
+    told = str(waiter.fault)
+    assert "0 of 1 pods started within 1 s" in told
+    assert "Insufficient nvidia.com/gpu" in told
+    assert "lower jobs.cache.gpus_per_pod" in told
+    cluster.wait(lambda seen: not seen.objects.all("jobs"))
+
+
+def test_an_image_that_is_not_there_ends_at_once(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    said = ("ErrImagePull", 'failed to pull image "image:1": image:1: not found')
+    cluster.do(lambda seen: seen.pods.missing_images.update({"image:1": said}))
+    began_s = time.monotonic()
+    with pytest.raises(BadInput, match=r"the image image:1 of cache cannot be had.*push it"):
+        Waiter(plan_of(store, DONE), store).result()
+    assert time.monotonic() - began_s < 30
+    cluster.wait(lambda seen: not seen.objects.all("jobs"))
+
+
+def test_a_job_that_someone_deletes_says_so(cluster: RunningCluster, store: FolderStore) -> None:
+    waiter = Waiter(plan_of(store, FOREVER), store)
+    cluster.running()
+    (job,) = cluster.jobs()
+    cluster.do(lambda seen: seen.delete_job(job["metadata"]["name"]))
+    with pytest.raises(TryAgain, match="was deleted while it ran"):
+        waiter.result()
+
+
+def test_time_in_a_queue_is_told_and_does_not_count(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    waiter = Waiter(plan_of(store, DONE, queue="gpu", start_timeout_s=1), store)
+    cluster.wait(lambda seen: seen.objects.all("jobs"))
+    time.sleep(1.5)
+    (job,) = cluster.jobs()
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu"
+    assert not cluster.pods()
+    name = job["metadata"]["name"]
+    resume = {"suspend": False}
+    cluster.do(lambda seen: seen.objects.change("jobs", name, lambda it: it["spec"].update(resume)))
+    waiter.result()
+    assert waiter.said("cache: queued in gpu")
+
+
+def test_lines_above_the_limit_are_shown_when_the_pod_fails(
+    cluster: RunningCluster, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvkf.jobs.pod_logs.MAX_LINES", 5)
+    script = "for n in 1 2 3 4 5 6 7 8; do echo line $n; done"
+    waiter = Waiter(plan_of(store, f"{script}; {DONE}"), store).result()
+    assert [line for line in waiter.lines if line.startswith("line")] == [
+        f"line {n}" for n in range(1, 6)
+    ]
+    (store.root / "out" / "0").unlink()
+    failed = Waiter(plan_of(store, f"{script}; exit 65"), store).end()
+    assert [line for line in failed.lines if line.startswith("line")] == [
+        f"line {n}" for n in range(1, 9)
+    ]
+
+
+def test_a_log_that_breaks_off_is_read_on_from_its_last_line(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    """Nodes rotate logs, and proxies end long answers: the stream ends, and the pod goes on."""
+    cluster.api.log_limit_s = 0.5
+    script = f"for n in $(seq 12); do echo line $n; sleep 0.3; done; {DONE}"
+    waiter = Waiter(plan_of(store, script), store).result()
+    told = [line for line in waiter.lines if line.startswith("line")]
+    assert told == [f"line {n}" for n in range(1, 13)]
+
+
+def test_pods_say_which_part_they_are_by_their_index(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    Waiter(plan_of(store, DONE, num_parts=2), store).result()
+    pods = cluster.pods()
+    assert sorted(index_of(pod) for pod in pods) == [0, 1]
+    for pod in pods:
+        assert re.fullmatch(r"hvkf-cache-\w+-1-[01]-\w{5}", pod["metadata"]["name"])
