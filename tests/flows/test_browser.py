@@ -1,28 +1,17 @@
 """Prefect's own pages in a real browser: forms are filled in, and runs are watched."""
 
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from playwright.sync_api import Page, expect, sync_playwright
 
-from flows.server import free_port
-from tests.workspaces import small_config, write_dataset
+from tests.flows.house import House, serving_house, wait_until
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-START_S = 240.0
-RUN_S = 150.0
 
 pytestmark = [
     pytest.mark.browser,
@@ -31,78 +20,15 @@ pytestmark = [
 ]
 
 
-class House:
-    """Server, worker and deployments as `make serve` starts them, on a small data set."""
-
-    def __init__(self, folder: Path, address: str) -> None:
-        self.folder, self.address = folder, address
-
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.address}/api/{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return json.load(answer)
-
-    def form(self, page: Page, flow: str, deployment: str) -> None:
-        """Open a deployment's form."""
-        found = self.ask(f"deployments/name/{flow}/{deployment}")
-        page.goto(f"{self.address}/deployments/deployment/{found['id']}/run")
-        expect(page.get_by_text("Deployed settings (Optional)")).to_be_visible(timeout=20_000)
-
-    def runs(self) -> set[str]:
-        """List the ids of all runs."""
-        return {run["id"] for run in self.ask("flow_runs/filter", {"limit": 200})}
-
-    def submit(self, page: Page) -> str:
-        """Submit the form that is open, and go to the new run's page; return its id."""
-        before, deadline_s = self.runs(), time.monotonic() + 30
-        page.get_by_role("button", name="Submit").click()
-        while not (new := self.runs() - before):
-            assert time.monotonic() < deadline_s, "the form was not submitted"
-            time.sleep(0.2)
-        (run,) = new
-        page.goto(f"{self.address}/runs/flow-run/{run}")
-        return run
-
-    def wait(self, run: str, *names: str, within_s: float = RUN_S) -> dict[str, Any]:
-        """Wait until a run is in one of the states."""
-        deadline_s = time.monotonic() + within_s
-        while time.monotonic() < deadline_s:
-            state: dict[str, Any] = self.ask(f"flow_runs/{run}")["state"]
-            if state["name"] in names:
-                return state
-            time.sleep(0.5)
-        pytest.fail(f"the run is {state['name']} ({state['message']}), not {names}")
+NUM_CANCELLED_STEPS = 1500
+SCREENSHOTS = "HVKF_SCREENSHOTS"
+"""Environment variable with a folder that pictures for the documents are put into."""
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    folder = tmp_path_factory.mktemp("house")
-    config = small_config(folder, write_dataset(folder / "data", 3))
-    (folder / "configs").mkdir()
-    for name in ("default", "tiny"):
-        values = json.loads(config.model_dump_json(exclude_unset=True))
-        (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(values))
-    port = free_port()
-    environment = {key: value for key, value in os.environ.items() if "PREFECT" not in key}
-    with (folder / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.serve", str(folder), "--port", str(port)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-        )
-    try:
-        deadline_s = time.monotonic() + START_S
-        while "Prefect's UI" not in (folder / "serve.log").read_text():
-            assert process.poll() is None, (folder / "serve.log").read_text()
-            assert time.monotonic() < deadline_s
-            time.sleep(0.5)
-        yield House(folder, f"http://127.0.0.1:{port}")
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+    with serving_house(tmp_path_factory.mktemp("house")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +43,13 @@ def fill(page: Page, label: str, value: str) -> None:
     """Type into the field that comes after a label."""
     header = page.locator("label", has_text=f"{label} (Optional)").last
     header.locator("xpath=following::*[self::textarea or self::input][1]").fill(value)
+
+
+def shot(page: Page, name: str) -> None:
+    """Keep a picture of the page, where pictures are wanted."""
+    if folder := os.environ.get(SCREENSHOTS):
+        page.wait_for_timeout(1500)  # what moves has come to rest
+        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def test_ingest_and_cache_are_started_from_their_forms_and_show_what_they_made(
@@ -156,3 +89,101 @@ def test_a_value_out_of_bounds_is_refused_by_the_form(house: House, page: Page) 
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_text(re.compile("greater than or equal|minimum|>= 0")).first).to_be_visible()
     assert page.url.endswith("/run")
+
+
+FORMS = {
+    "ingest": ("ingest", "Table of videos"),
+    "cache": ("cache", "Workers"),
+    "encode": ("encode", "Workers"),
+    "train": ("train", "Learning rate"),
+    "evaluate": ("evaluate", "Pairs"),
+    "render": ("render", "Table of pairs"),
+    "pipeline": ("pipeline", "Training steps"),
+    "tiny": ("pipeline", "Training steps"),
+    "544p": ("pipeline", "Training steps"),
+    "720p": ("pipeline", "Training steps"),
+    "nightly": ("nightly", "Budget in GPU hours"),
+}
+
+
+@pytest.mark.parametrize("deployment", FORMS)
+def test_every_deployment_has_a_form_that_explains_its_fields(
+    house: House, page: Page, deployment: str
+) -> None:
+    flow, field = FORMS[deployment]
+    house.form(page, flow, deployment)
+    expect(page.get_by_text(f"{field} (Optional)")).to_be_visible()
+    labels = page.locator("label", has_text="(Optional)").all_inner_texts()
+    assert len(labels) >= 2
+    assert not [label for label in labels if "_" in label], "a field without a title"
+
+
+def test_the_chain_of_forms_ends_with_a_report_whose_videos_play(house: House, page: Page) -> None:
+    """Train, evaluate and render from their forms; look at what they show."""
+    for stage in ("ingest", "cache", "encode"):
+        house.form(page, stage, stage)
+        house.wait(house.submit(page), "Completed")
+    house.form(page, "train", "train")
+    fill(page, "Run", "from-forms")
+    shot(page, "train-form")
+    run = house.submit(page)
+    house.wait(run, "Completed")
+    page.reload()
+    page.get_by_text("Artifacts", exact=True).click()
+    expect(page.get_by_text("train-summary").first).to_be_visible(timeout=20_000)
+    shot(page, "train-run")
+    page.goto(house.artifact(run, "train-summary"))
+    expect(page.locator("img[src^='data:image/png']")).to_be_visible(timeout=20_000)
+    shot(page, "train-summary")
+
+    house.form(page, "evaluate", "evaluate")
+    fill(page, "Run", "from-forms")
+    fill(page, "Pairs", "2")
+    run = house.submit(page)
+    house.wait(run, "Completed")
+    page.goto(house.artifact(run, "evaluate-summary"))
+    expect(page.locator("img[src^='data:image/jpeg']")).to_be_visible(timeout=20_000)
+    (report,) = (house.folder / "workspace" / "evals").rglob("report.html")
+    page.goto(report.as_uri())
+    expect(page.get_by_text("no-verdict")).to_be_visible()
+    for video in page.locator("video").all():
+        video.evaluate("video => video.play()")
+        page.wait_for_function("video => video.currentTime > 0", arg=video.element_handle())
+        assert video.evaluate("video => video.videoWidth") > 0
+    shot(page, "report")
+
+    house.form(page, "render", "render")
+    fill(page, "Table of pairs", str(house.manifest()))
+    fill(page, "LoRA", "run:from-forms")
+    house.wait(house.submit(page), "Completed")
+    assert len(list((house.folder / "workspace" / "renders").rglob("video.mp4"))) == 1
+
+
+def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
+    house: House, page: Page
+) -> None:
+    for stage in ("ingest", "cache", "encode"):
+        house.form(page, stage, stage)
+        house.wait(house.submit(page), "Completed")
+    house.form(page, "train", "train")
+    fill(page, "Deployed settings", "seldom-saved")
+    fill(page, "Run", "cancelled")
+    fill(page, "Training steps", str(NUM_CANCELLED_STEPS))
+    run = house.submit(page)
+    workspace = house.folder / "workspace"
+    wait_until(lambda: "steps" in house.progress(run), "no progress was shown", 120)
+    page.reload()
+    page.get_by_role("button", name="Cancel").first.click(timeout=20_000)
+    page.get_by_role("button", name="Confirm").click()
+    house.wait(run, "Cancelled", within_s=60)
+    saved = list((workspace / "runs" / "cancelled").glob("step-*/commit.json"))
+    assert saved, "no checkpoint was saved"
+    assert not (workspace / "runs" / "cancelled" / "result.json").exists()
+
+    page.reload()
+    page.get_by_role("button", name="Retry").first.click(timeout=20_000)
+    page.get_by_role("button", name="Retry").last.click()
+    house.wait(run, "Completed", within_s=240)
+    losses = (workspace / "runs" / "cancelled" / "losses.jsonl").read_text().splitlines()
+    assert len(losses) == NUM_CANCELLED_STEPS
+    assert any("goes on from" in line for line in house.logs(run))

@@ -1,0 +1,134 @@
+"""Server, worker and deployments as `make serve` starts them, asked as a person would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from playwright.sync_api import Page, expect
+
+from flows.server import free_port
+from hvkf.video import decode_frames, write_png
+from tests.workspaces import small_config, write_dataset
+
+START_S = 240.0
+RUN_S = 150.0
+
+
+class House:
+    """Server, worker and deployments as `make serve` starts them, on a small data set."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder, self.address = folder, address
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.address}/api/{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
+    def form(self, page: Page, flow: str, deployment: str) -> None:
+        """Open a deployment's form."""
+        found = self.ask(f"deployments/name/{flow}/{deployment}")
+        page.goto(f"{self.address}/deployments/deployment/{found['id']}/run")
+        expect(page.get_by_text("Deployed settings (Optional)")).to_be_visible(timeout=20_000)
+
+    def runs(self) -> set[str]:
+        """List the ids of all runs."""
+        return {run["id"] for run in self.ask("flow_runs/filter", {"limit": 200})}
+
+    def submit(self, page: Page) -> str:
+        """Submit the form that is open, and go to the new run's page; return its id."""
+        before, deadline_s = self.runs(), time.monotonic() + 30
+        page.get_by_role("button", name="Submit").click()
+        while not (new := self.runs() - before):
+            assert time.monotonic() < deadline_s, "the form was not submitted"
+            time.sleep(0.2)
+        (run,) = new
+        page.goto(f"{self.address}/runs/flow-run/{run}")
+        return run
+
+    def wait(self, run: str, *names: str, within_s: float = RUN_S) -> dict[str, Any]:
+        """Wait until a run is in one of the states."""
+        deadline_s = time.monotonic() + within_s
+        while time.monotonic() < deadline_s:
+            state: dict[str, Any] = self.ask(f"flow_runs/{run}")["state"]
+            if state["name"] in names:
+                return state
+            time.sleep(0.5)
+        pytest.fail(f"the run is {state['name']} ({state['message']}), not {names}")
+
+    def progress(self, run: str) -> str:
+        """What the run's progress artifact says; empty while there is none."""
+        found = self.ask("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        said = [entry["description"] for entry in found if entry["key"].endswith("-progress")]
+        return str(said[-1] or "") if said else ""
+
+    def artifact(self, run: str, key: str) -> str:
+        """The address of the newest artifact of a run with this key."""
+        wanted = {"flow_runs": {"id": {"any_": [run]}}, "artifacts": {"key": {"any_": [key]}}}
+        found = self.ask("artifacts/filter", {**wanted, "sort": "CREATED_DESC"})
+        return f"{self.address}/artifacts/artifact/{found[0]['id']}"
+
+    def logs(self, run: str) -> list[str]:
+        """What the run's workers said."""
+        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+        return [entry["message"] for entry in self.ask("logs/filter", wanted)]
+
+    def manifest(self) -> Path:
+        """A table of one pair, two frames of a clip."""
+        (clip, *_) = sorted((self.folder / "data" / "videos").iterdir())
+        for position, frame in decode_frames(clip, [0, 4]):
+            write_png(self.folder / f"{position}.png", frame)
+        table = self.folder / "manifest.csv"
+        table.write_text("id,first_frame,last_frame,prompt\none,0.png,4.png,a square moves\n")
+        return table
+
+
+def wait_until(is_so: Callable[[], bool], complaint: str, within_s: float) -> None:
+    """Ask again and again."""
+    deadline_s = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline_s, complaint
+        time.sleep(0.3)
+
+
+@contextmanager
+def serving_house(folder: Path) -> Iterator[House]:
+    """Start everything on a small data set, and end it as Ctrl-C does."""
+    config = small_config(folder, write_dataset(folder / "data", 3))
+    (folder / "configs").mkdir()
+    for name in ("default", "tiny", "seldom-saved"):
+        values = json.loads(config.model_dump_json(exclude_unset=True))
+        if name == "seldom-saved":
+            values["checkpointing"]["save_every_n_steps"] = 500
+        (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    port = free_port()
+    environment = {key: value for key, value in os.environ.items() if "PREFECT" not in key}
+    with (folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.serve", str(folder), "--port", str(port)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        deadline_s = time.monotonic() + START_S
+        while "Prefect's UI" not in (folder / "serve.log").read_text():
+            assert process.poll() is None, (folder / "serve.log").read_text()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.5)
+        yield House(folder, f"http://127.0.0.1:{port}")
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
