@@ -49,6 +49,7 @@ def submit(
 ) -> None:
     """Renders a manifest of keyframe pairs: checks all rows, quotes the cost, asks, renders."""
     from hvkf.stages import render, render_again  # pyarrow takes a second
+    from hvkf.stages.render_records import manifest_folder
 
     settings = _with_manifest(read_config(context, config, workspace), manifest)
     store = open_store(settings.workspace)
@@ -65,7 +66,7 @@ def submit(
         return
     if checked.quote.groups:
         _ask(yes)
-    root = render.manifest_folder(digest(render.plan_inputs(settings, checked)))
+    root = manifest_folder(digest(render.plan_inputs(settings, checked)))
     if failed:
         render_again.forget_failures(store, root, failed)
     quoted = render.plan_checked(settings, store, checked)

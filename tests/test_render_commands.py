@@ -40,7 +40,8 @@ def submit(manifest: Path, *options: str, **settings: object) -> None:
 
 def written(store: FolderStore) -> list[str]:
     """List what lies in the workspace beside the mark that makes it one."""
-    return [path for path in store.list(".") if path != FORMAT_FILE]
+    files = [file for file in store.root.rglob("*") if file.is_file()]
+    return [str(file) for file in files if file.name != FORMAT_FILE]
 
 
 def render_name(store: FolderStore) -> str:
@@ -130,6 +131,23 @@ def test_stored_bytes_that_changed_are_not_fetched(
     with pytest.raises(CorruptData, match=r"video\.mp4 has other bytes"):
         run_command("fetch", render_name(store), str(tmp_path / "out"), f"--workspace={store.url}")
     assert not (tmp_path / "out" / "one.mp4").exists()
+
+
+def test_verify_hashes_rendered_videos_too(
+    pairs: Path, store: FolderStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(write_manifest(pairs, [row("one"), row("two", seed=1)]), "--yes")
+    capsys.readouterr()
+    run_command("verify", f"--workspace={store.url}")
+    assert capsys.readouterr().out == "8 stored files are as recorded\n"
+    first, second = sorted(store.root.glob("renders/*/video.mp4"))
+    first.write_bytes(first.read_bytes() + b"x")
+    second.unlink()
+    with pytest.raises(BadInput, match="2 of 8 stored files"):
+        run_command("verify", f"--workspace={store.url}")
+    said = capsys.readouterr().out
+    for video, fault in ((first, "has other bytes"), (second, "is missing")):
+        assert f"{video.relative_to(store.root)} {fault}" in said
 
 
 def test_a_render_that_is_not_there_or_not_finished_is_named_with_those_that_are(

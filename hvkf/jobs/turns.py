@@ -137,7 +137,7 @@ class LocalOrder:
             first = min(state["askers"].values(), key=_place)
             if first.key == self._me.key:
                 state["running"] = first.key
-            return first.key == self._me.key
+            return bool(first.key == self._me.key)
 
     def _end(self, seconds: float) -> None:
         with self._changed() as state:

@@ -19,7 +19,7 @@ from hvkf.model.random import draw_normal, generator_for
 from hvkf.model.renderer import Pair, Rendered, Renderer, RenderFault
 from hvkf.model.sampler import sample_latents
 from hvkf.model.text import encode_prompts
-from hvkf.model.vae import decode_latents
+from hvkf.model.vae import decode_latents, encode_spatially
 from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import FolderStore
 
@@ -157,7 +157,7 @@ def test_rows_in_a_batch_are_those_rendered_alone_each_with_its_own_seed(base: R
 
 def test_a_keyframe_is_encoded_once(fresh: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    encode = conditioning.encode_spatially
+    encode = encode_spatially
 
     def counted(vae: Any, tile: torch.Tensor, *rest: Any) -> torch.Tensor:
         calls.append(tile.shape)

@@ -1,5 +1,7 @@
 """Each speed setting runs on the real classes, and gives frames near to those without it."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_an_approximation_gives_other_frames_that_are_near(
 def test_a_lora_fused_after_a_video_is_the_lora_fused_before(tmp_path: object) -> None:
     """Eight-bit weights must not stay those of the base model, nor be rounded twice."""
     model = ModelConfig(pretrained_model_name_or_path=str(TINY))
-    settings = {"num_frames": 5, "steps": 2, "guidance": 6.0, "seed": 1}
+    settings: dict[str, Any] = {"num_frames": 5, "steps": 2, "guidance": 6.0, "seed": 1}
     ends = {0: torch.zeros(32, 32, 3, dtype=torch.uint8), -1: torch.ones(32, 32, 3).byte()}
     found = []
     for renders_first in (False, True):
