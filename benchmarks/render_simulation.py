@@ -11,7 +11,6 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 

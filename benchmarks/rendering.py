@@ -1,0 +1,421 @@
+"""How fast is rendering in bulk: against single runs, against its own models, and at planning.
+
+Each figure is a ratio within one run, or the time of planning. hvkf-tiny on moving shapes, on the
+CPU. `--speed` measures the speed settings against the exact render.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from hvkf.config import Config
+from hvkf.errors import HvkfError
+from hvkf.model.renderer import Pair, Rendered, Renderer
+from hvkf.settings.experiment import ModelConfig
+from hvkf.settings.rendering import RenderSpeed
+from hvkf.shapes import render_clip
+from hvkf.stages import render, render_rows
+from hvkf.stages.render_images import decode_image
+from hvkf.storage import open_store
+
+CHECKPOINT = Path(__file__).parents[1] / "hvkf" / "assets" / "hvkf-tiny"
+DATA_SEED = 0
+FIRST_CLIP = 1_002_000
+NUM_FRAMES, SIDE, STEPS = 33, 64, 4
+NUM_REPEATS = 3
+SPEED_STEPS, NUM_SPEED_PAIRS = 20, 4
+NUM_IMAGES = 2000
+MIB = 1 << 20
+
+
+class Goal(NamedTuple):
+    """A figure and the bound that it must keep; `is_least` says on which side."""
+
+    what: str
+    found: float
+    bound: float
+    is_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the bound is kept."""
+        return self.found >= self.bound if self.is_least else self.found <= self.bound
+
+
+def main() -> None:
+    """Measure what is asked for, print it, keep it; the exit code says whether goals are met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of the bulk render")
+    parser.add_argument("--singles", type=int, default=3, help="hvkf infer processes to measure")
+    parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--speed", action="store_true", help="measure the speed settings as well")
+    parser.add_argument("--only-speed", action="store_true", help="measure nothing else")
+    parser.add_argument("--results", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    figures: dict[str, Any] = {"machine": machine()}
+    goals: list[Goal] = []
+    with tempfile.TemporaryDirectory(prefix="hvkf-rendering-") as name:
+        folder = Path(name)
+        if not options.only_speed:
+            write_pairs(folder, max(options.pairs, options.singles))
+            figures["bulk"] = bulk_against_singles(folder, options.pairs, options.singles)
+            figures["overhead"] = overhead(folder, options.pairs)
+            figures["planning"] = [plan_many(folder, rows) for rows in options.rows]
+            goals = goals_of(figures)
+        if options.speed or options.only_speed:
+            figures["speed"] = speed_table()
+    figures["goals"] = [{**goal._asdict(), "is_met": goal.is_met} for goal in goals]
+    show(figures)
+    if options.results is not None:
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(json.dumps(figures, indent=2) + "\n")
+    raise SystemExit(0 if all(goal.is_met for goal in goals) else 1)
+
+
+def machine() -> dict[str, Any]:
+    """Say what was measured on, and how busy it was."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def write_pairs(folder: Path, count: int) -> None:
+    """Write the first and last frames of moving shapes, and their manifest."""
+    with (folder / "pairs.csv").open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["id", "first_frame", "last_frame", "prompt", "seed"])
+        for number in range(count):
+            frames, caption = render_clip(DATA_SEED, FIRST_CLIP + number, NUM_FRAMES)
+            names = [f"{number}-{end}.png" for end in ("first", "last")]
+            for name, frame in zip(names, (frames[0], frames[-1]), strict=True):
+                Image.fromarray(frame).save(folder / name)
+            writer.writerow([number, *names, caption, number])
+
+
+def settings_for(folder: Path, workspace: str, manifest: str = "pairs.csv") -> Config:
+    """Make the settings of a render in a workspace of its own."""
+    return Config.model_validate(
+        {
+            "workspace": str(folder / workspace),
+            "model": {"pretrained_model_name_or_path": str(CHECKPOINT)},
+            "render": {
+                "manifest": str(folder / manifest),
+                "lora": "none",
+                "width": SIDE,
+                "height": SIDE,
+                "num_frames": NUM_FRAMES,
+                "steps": STEPS,
+                "precision": "fp32",
+            },
+        }
+    )
+
+
+def bulk_against_singles(folder: Path, num_pairs: int, num_singles: int) -> dict[str, Any]:
+    """Time one `hvkf submit` of all pairs, and single `hvkf infer` processes, start to end."""
+    config = settings_for(folder, "bulk")
+    keep_first_rows(folder, num_pairs)
+    (folder / "config.json").write_text(config.model_dump_json())
+    submit = ["submit", str(folder / "pairs.csv"), "--config", str(folder / "config.json"), "--yes"]
+    rows = list(csv.DictReader((folder / "pairs.csv").open(newline="")))
+    # Disk and bytecode are warm for both: one of each goes before, uncounted.
+    infer_process(folder, rows[0])
+    singles_s = [infer_process(folder, row) for row in rows[:num_singles]]
+    bulk_s = command_s(submit)
+    single_s = statistics.mean(singles_s)
+    return {
+        "pairs": num_pairs,
+        "singles_measured": num_singles,
+        "single_s": round(single_s, 2),
+        "bulk_s": round(bulk_s, 2),
+        "single_pairs_per_minute": round(60 / single_s, 2),
+        "bulk_pairs_per_minute": round(60 * num_pairs / bulk_s, 2),
+        "ratio": round(single_s * num_pairs / bulk_s, 2),
+    }
+
+
+def keep_first_rows(folder: Path, count: int) -> None:
+    """Leave the first rows in the manifest."""
+    lines = (folder / "pairs.csv").read_text().splitlines()
+    (folder / "pairs.csv").write_text("\n".join(lines[: count + 1]) + "\n")
+
+
+def infer_process(folder: Path, row: dict[str, str]) -> float:
+    """Time one `hvkf infer` of a row."""
+    size = [f"--frames={NUM_FRAMES}", f"--height={SIDE}", f"--width={SIDE}", f"--steps={STEPS}"]
+    return command_s(
+        [
+            *("infer", "--lora", "none", "--model", str(CHECKPOINT), "--precision", "fp32"),
+            *("--frame1", str(folder / row["first_frame"])),
+            *("--frame2", str(folder / row["last_frame"]), "--prompt", row["prompt"]),
+            *("--seed", row["seed"], "--output", str(folder / "single.mp4"), *size),
+        ]
+    )
+
+
+def command_s(arguments: Sequence[str]) -> float:
+    """Time an `hvkf` process."""
+    begun_s = time.monotonic()
+    command = [sys.executable, "-m", "hvkf.cli", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise HvkfError(
+            f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-2000:]}"
+        )
+    return time.monotonic() - begun_s
+
+
+def overhead(folder: Path, num_pairs: int) -> dict[str, Any]:
+    """Compare a worker's time for its rows with that of the models alone, turn about.
+
+    The worker reads images, claims rows, renews claims, measures, encodes H.264 and records; the
+    models encode prompts and keyframes, sample and decode. Loading counts in neither.
+    """
+    render_alone(folder, 1)
+    ratios, alone_s, worker_s = [], [], []
+    for repeat in range(NUM_REPEATS):
+        alone_s.append(render_alone(folder, num_pairs))
+        worker_s.append(render_as_worker(folder, f"worker-{repeat}"))
+        ratios.append(worker_s[-1] / alone_s[-1])
+    return {
+        "repeats": NUM_REPEATS,
+        "alone_s": [round(value, 2) for value in alone_s],
+        "worker_s": [round(value, 2) for value in worker_s],
+        "median_ratio": round(statistics.median(ratios), 3),
+    }
+
+
+def render_alone(folder: Path, num_pairs: int) -> float:
+    """Time the models for the manifest's pairs, which are read beforehand."""
+    config = settings_for(folder, "alone")
+    rows = list(csv.DictReader((folder / "pairs.csv").open(newline="")))[:num_pairs]
+    pairs = []
+    for row in rows:
+        ends = [
+            torch.from_numpy(decode_image((folder / row[name]).read_bytes(), name))
+            for name in ("first_frame", "last_frame")
+        ]
+        pairs.append(Pair({0: ends[0], NUM_FRAMES - 1: ends[1]}, row["prompt"], int(row["seed"])))
+    renderer = Renderer(config.model, open_store(config.workspace), "fp32")
+    begun_s = time.monotonic()
+    for pair in pairs:
+        renderer.render_batch([pair], num_frames=NUM_FRAMES, steps=STEPS, guidance=6.0)
+    return time.monotonic() - begun_s
+
+
+def render_as_worker(folder: Path, workspace: str) -> float:
+    """Time `hvkf render run` in this process, less the loading of the models."""
+    config = settings_for(folder, workspace)
+    store = open_store(config.workspace)
+    plan = render.plan(config, store)
+    loading_s = 0.0
+
+    def load(*arguments: Any) -> Renderer:
+        nonlocal loading_s
+        begun_s = time.monotonic()
+        renderer = Renderer(*arguments)
+        loading_s += time.monotonic() - begun_s
+        return renderer
+
+    begun_s = time.monotonic()
+    with patch.object(render_rows, "Renderer", load):
+        render.run(plan, store, plan.parts)
+    return time.monotonic() - begun_s - loading_s
+
+
+def plan_many(folder: Path, num_rows: int) -> dict[str, Any]:
+    """Time the checking and planning of a manifest of many rows in a process of its own."""
+    images = folder / "images"
+    if not images.exists():
+        images.mkdir()
+        draws = np.random.default_rng(0)
+        for number in range(NUM_IMAGES):
+            pixels = draws.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(images / f"{number}.png")
+    manifest = folder / f"many-{num_rows}.csv"
+    with manifest.open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["id", "first_frame", "last_frame", "prompt", "seed"])
+        for number in range(num_rows):
+            ends = [f"images/{(number * step) % NUM_IMAGES}.png" for step in (1, 7)]
+            prompt = f"A disc of colour {number} moves slowly across a striped background."
+            writer.writerow([f"row-{number:06d}", *ends, prompt, number])
+    config = settings_for(folder, f"plan-{num_rows}", manifest.name)
+    program = (
+        "import resource, sys, time\n"
+        "from hvkf.config import Config\n"
+        "from hvkf.stages import render\n"
+        "from hvkf.storage import open_store\n"
+        "config = Config.model_validate_json(sys.stdin.read())\n"
+        "begun_s = time.monotonic()\n"
+        "plan = render.plan(config, open_store(config.workspace))\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "children = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(time.monotonic() - begun_s, used.ru_maxrss, children.ru_maxrss, len(plan.parts))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, own_kib, child_kib, num_parts = ended.stdout.split()
+    return {
+        "rows": num_rows,
+        "images": NUM_IMAGES,
+        "seconds": round(float(seconds), 2),
+        "peak_mib": round(int(own_kib) * resource.getpagesize() / 4096 / 1024, 1),
+        "peak_mib_of_a_reading_process": round(int(child_kib) / 1024, 1),
+        "parts": int(num_parts),
+    }
+
+
+def goals_of(figures: dict[str, Any]) -> list[Goal]:
+    """Hold the figures against what was promised."""
+    limits_s = {10_000: 10.0, 100_000: 60.0}
+    goals = [
+        Goal("pairs per minute against single processes", figures["bulk"]["ratio"], 5.0, True),
+        Goal("worker against its models alone", figures["overhead"]["median_ratio"], 1.1),
+    ]
+    for planned in figures["planning"]:
+        rows = planned["rows"]
+        goals.append(Goal(f"planning {rows} rows, s", planned["seconds"], limits_s.get(rows, 60.0)))
+        goals.append(Goal(f"planning {rows} rows, MiB", planned["peak_mib"], 500.0))
+    return goals
+
+
+class Case(NamedTuple):
+    """A speed setting: what is chosen, and how many steps."""
+
+    name: str
+    speed: RenderSpeed = RenderSpeed()
+    steps: int = SPEED_STEPS
+    precision: str = "fp32"
+    attention: str = "sdpa"
+
+
+CASES = [
+    Case("exact: 20 steps, float32, SDPA"),
+    Case("batch_size=4", RenderSpeed(batch_size=NUM_SPEED_PAIRS)),
+    Case("compile_blocks", RenderSpeed(compile_blocks=True)),
+    Case("attention=flex", attention="flex"),
+    Case("precision=bf16", precision="bf16"),
+    Case("steps=10", steps=10),
+    Case("steps=6", steps=6),
+    Case("first_block_cache=0.05", RenderSpeed(first_block_cache=0.05)),
+    Case("first_block_cache=0.1", RenderSpeed(first_block_cache=0.1)),
+    Case("first_block_cache=0.2", RenderSpeed(first_block_cache=0.2)),
+    Case("taylorseer=2", RenderSpeed(taylorseer=2)),
+    Case("taylorseer=3", RenderSpeed(taylorseer=3)),
+    Case("fp8_layerwise", RenderSpeed(fp8_layerwise=True)),
+    Case("group_offload", RenderSpeed(group_offload=True)),
+]
+
+
+def speed_table() -> list[dict[str, Any]]:
+    """Render the same pairs under each setting; likeness is to the exact render's pixels."""
+    pairs = []
+    for number in range(NUM_SPEED_PAIRS):
+        frames, caption = render_clip(DATA_SEED, FIRST_CLIP + number, NUM_FRAMES)
+        ends = torch.from_numpy(frames[[0, -1]].copy())
+        pairs.append(Pair({0: ends[0], NUM_FRAMES - 1: ends[1]}, caption, number))
+    rows: list[dict[str, Any]] = []
+    exact: list[torch.Tensor] = []
+    for case in CASES:
+        try:
+            frames_found, sampling_s, total_s = render_case(case, pairs)
+        except (HvkfError, ValueError, RuntimeError, ImportError) as fault:
+            rows.append({"setting": case.name, "not_measured": " ".join(str(fault).split())[:200]})
+            continue
+        exact = exact or frames_found
+        rows.append(
+            {
+                "setting": case.name,
+                "sampling_s": round(sampling_s, 3),
+                "pair_s": round(total_s, 3),
+                "sampling_speedup": round(
+                    (rows[0]["sampling_s"] if rows else sampling_s) / sampling_s, 2
+                ),
+                "psnr_db": psnr_db(frames_found, exact),
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def render_case(case: Case, pairs: Sequence[Pair]) -> tuple[list[torch.Tensor], float, float]:
+    """Render pairs; returns frames, and seconds per pair of sampling and of all, once warm."""
+    model = ModelConfig.model_validate(
+        {"pretrained_model_name_or_path": str(CHECKPOINT), "attention": case.attention}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        renderer = Renderer(model, open_store(folder), case.precision, case.speed)
+    size = case.speed.batch_size
+    groups = [list(pairs[first : first + size]) for first in range(0, len(pairs), size)]
+    settings: dict[str, Any] = {"num_frames": NUM_FRAMES, "steps": case.steps, "guidance": 6.0}
+    renderer.render_batch(groups[0], **{**settings, "steps": 2})
+    begun_s = time.monotonic()
+    found = [one for group in groups for one in renderer.render_batch(group, **settings)]
+    seconds = (time.monotonic() - begun_s) / len(pairs)
+    rendered = [one for one in found if isinstance(one, Rendered)]
+    sampling_s = statistics.mean(one.step_s * case.steps for one in rendered)
+    return [one.frames for one in rendered], sampling_s, seconds
+
+
+def psnr_db(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float | None:
+    """PSNR of the mean squared error over all pairs; None for equal pixels."""
+    errors = [
+        ((one.double() - other.double()) / 255).square().mean().item()
+        for one, other in zip(found, exact, strict=True)
+    ]
+    error = statistics.mean(errors)
+    return None if error == 0 else round(-10 * math.log10(error), 2)
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print figures as tables."""
+    console = Console()
+    goals = Table("what", "found", "goal", "", title="Goals")
+    for goal in figures["goals"]:
+        sign = "at least" if goal["is_least"] else "at most"
+        met = "met" if goal["is_met"] else "missed"
+        goals.add_row(goal["what"], f"{goal['found']:g}", f"{sign} {goal['bound']:g}", met)
+    console.print(goals)
+    if "speed" in figures:
+        table = Table("setting", "sampling, s", "pair, s", "times faster", "PSNR, dB")
+        for row in figures["speed"]:
+            if "not_measured" in row:
+                table.add_row(row["setting"], "not measured", "", "", row["not_measured"])
+                continue
+            psnr = "equal pixels" if row["psnr_db"] is None else f"{row['psnr_db']:.2f}"
+            times = [f"{row[name]:g}" for name in ("sampling_s", "pair_s", "sampling_speedup")]
+            table.add_row(row["setting"], *times, psnr)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
