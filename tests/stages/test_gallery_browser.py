@@ -94,8 +94,11 @@ def look_through(page: Page, address: str) -> None:
     for order, better in (("-keyframe_psnr_db", max), ("keyframe_psnr_db", min)):
         page.get_by_label("Order").select_option(order)
         likenesses = page.evaluate(
-            "() => [...new Set(HVKF.rows.map((row) => row[HVKF.columns.indexOf('keyframe_psnr_db')])"
-            ".filter((value) => value !== null))]"
+            """() => {
+                const column = HVKF.columns.indexOf('keyframe_psnr_db');
+                const found = HVKF.rows.map((row) => row[column]);
+                return [...new Set(found.filter((value) => value !== null))];
+            }"""
         )
         assert len(likenesses) == 2
         expect(cards.first).to_contain_text(f"worst keyframe {better(likenesses):.2f} dB")

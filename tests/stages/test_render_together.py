@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+# Two threads must not import torch and diffusers at once.
+import hvkf.stages.render_rows  # noqa: F401
 from hvkf.progress import PROGRESS_VARIABLE
 from hvkf.stages import render
 from hvkf.stages.render_claims import CLAIMS, ClaimRecord
