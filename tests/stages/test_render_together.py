@@ -2,13 +2,13 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-# Two threads must not import torch and diffusers at once.
-import hvkf.stages.render_rows  # noqa: F401
+from hvkf.model.renderer import Renderer
 from hvkf.progress import PROGRESS_VARIABLE
-from hvkf.stages import render
+from hvkf.stages import render, render_rows
 from hvkf.stages.render_claims import CLAIMS, ClaimRecord
 from hvkf.storage import FolderStore
 from tests.stages.test_render import config_for, results, row, rows_of, write_image, write_manifest
@@ -19,6 +19,16 @@ def test_rows_that_two_manifests_share_are_rendered_once(
 ) -> None:
     # Two terminals' bars cannot be drawn by one process.
     monkeypatch.setenv(PROGRESS_VARIABLE, "lines")
+    # Nor can its threads load models at once; they begin to work when both have theirs.
+    loading, both_loaded = threading.Lock(), threading.Barrier(2, timeout=240)
+
+    def load(*arguments: Any) -> Renderer:
+        with loading:
+            renderer = Renderer(*arguments)
+        both_loaded.wait()
+        return renderer
+
+    monkeypatch.setattr(render_rows, "Renderer", load)
     store = FolderStore(tmp_path / "workspace")
     folder = tmp_path / "pairs"
     folder.mkdir()
