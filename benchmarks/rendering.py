@@ -127,6 +127,7 @@ def settings_for(folder: Path, workspace: str, manifest: str = "pairs.csv") -> C
         {
             "workspace": str(folder / workspace),
             "model": {"pretrained_model_name_or_path": str(CHECKPOINT)},
+            "jobs": {"render": {"threads": 1}},
             "render": {
                 "manifest": str(folder / manifest),
                 "lora": "none",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.render_simulation import World, simulate
+from tests.stages.simulated_workers import World, simulate
 
 
 @pytest.mark.parametrize("seed", [0, 1])
