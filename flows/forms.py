@@ -9,13 +9,15 @@ badly, and submit every default).
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hvkf.config import Config
 from hvkf.config_file import load_config
 from hvkf.errors import ConfigError
+from hvkf.manifest import keep_pasted_rows
+from hvkf.storage import open_store
 
 CONFIGS_VARIABLE = "HVKF_CONFIGS"
 AS_DEPLOYED = "as deployed"
@@ -204,15 +206,26 @@ class EvaluateForm(Form):
 
 
 class RenderForm(Form):
-    """Which pairs to render, and with what."""
+    """Which pairs to render, and with what.
+
+    Few rows may be pasted in place of a table: they are kept in the workspace.
+    """
 
     SETS: ClassVar[dict[str, str]] = {
         "manifest": "render.manifest",
         "lora": "render.lora",
         "workers": "jobs.render.workers",
+        "priority": "render.priority",
     }
 
     manifest: Manifest = ""
+    rows: str = Field(
+        "",
+        title="Pasted rows",
+        max_length=50_000,
+        description="In place of a table, for few pairs: CSV with its header, or JSON Lines; "
+        "images are workspace:PATH or addresses in an allowed folder.",
+    )
     lora: str = Field(
         "",
         title="LoRA",
@@ -221,6 +234,26 @@ class RenderForm(Form):
         "empty: as deployed.",
     )
     workers: Workers = 0
+    priority: Literal["as deployed", "low", "normal", "urgent"] = Field(
+        "as deployed",
+        title="Priority among renders",
+        description="Who comes first, part by part, where renders share workers.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.manifest and self.rows.strip():
+            raise ValueError("give a table of pairs or pasted rows, not both")
+        return self
+
+    def to_config(self) -> Config:
+        """See `Form.to_config`; pasted rows are stored as a manifest in the workspace."""
+        config = super().to_config()
+        if not self.rows.strip():
+            return config
+        manifest = keep_pasted_rows(self.rows, open_store(config.workspace))
+        render = config.render.model_copy(update={"manifest": manifest})
+        return config.model_copy(update={"render": render})
 
 
 class PipelineForm(Form):

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
@@ -17,6 +17,7 @@ from hvkf.ledger import read_plan
 from hvkf.records import Planned, Summary
 from hvkf.storage import open_store
 
+QUOTED = ("render",)
 PICTURED = {
     "cache": "the first samples of each bucket",
     "train": "loss and validation loss over the steps",
@@ -34,6 +35,7 @@ def run_stage(stage: str, config: Config, timeout_s: float | None = None) -> Sum
     planned = Planned.model_validate_json(
         run_hvkf([stage, "plan", "--config", "-"], config.model_dump_json())
     )
+    _tell(stage, planned)
     summary = planned.done or _work(stage, planned, timeout_s)
     wait_for_server()
     create_markdown_artifact(
@@ -42,6 +44,19 @@ def run_stage(stage: str, config: Config, timeout_s: float | None = None) -> Sum
         description=f"What {stage} did",
     )
     return summary
+
+
+def _tell(stage: str, planned: Planned) -> None:
+    """Say what the plan says to people, before any of it is done."""
+    if not planned.note:
+        return
+    get_run_logger().info("%s", planned.note)
+    if stage in QUOTED:
+        wait_for_server()
+        lines = ["# What it will take", "", *(f"- {line}" for line in planned.note.splitlines())]
+        create_markdown_artifact(
+            key=f"{stage}-quote", markdown="\n".join(lines), description=f"The quote of {stage}"
+        )
 
 
 def _work(stage: str, planned: Planned, timeout_s: float | None) -> Summary:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hvkf import ledger, picture_command
+from hvkf import ledger, picture_command, render_commands
 from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_config
 from hvkf.config import Config
 from hvkf.config_file import known_keys
@@ -20,10 +20,9 @@ from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
 from hvkf.job_commands import jobs_app
 from hvkf.jobs.manifest import read_numbers
-from hvkf.jobs.run import run_plan
-from hvkf.jobs.spec import ERROR_PREFIX, Listener
+from hvkf.jobs.spec import ERROR_PREFIX
+from hvkf.plan_runner import run_parts
 from hvkf.processes import follow_parent
-from hvkf.progress import WorkerBars, display
 from hvkf.records import Plan, Planned, Summary
 from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
@@ -85,9 +84,7 @@ def run_stage(stage: str, config: Config, store: Store) -> Summary:
     module = stage_module(stage)
     plan: Plan = module.plan(config, store)
     if plan.committed is None and plan.parts:
-        ledger.put_plan(store, plan)
-        with display() as bars:
-            run_plan(plan, store, Listener(WorkerBars(bars).show, bars.console.print))
+        run_parts(plan, store)
     summary: Summary = module.commit(plan, store)
     return summary
 
@@ -146,6 +143,7 @@ def _planned(stage: str, config: Config, store: Store) -> str:
         workspace=store.url,
         num_parts=len(plan.parts),
         num_pending=len(ledger.pending_parts(store, plan)),
+        note=plan.note,
         done=done,
     ).model_dump_json()
 
@@ -211,7 +209,7 @@ def run(
 def verify(
     context: typer.Context, config: ConfigOption = None, workspace: WorkspaceOption = None
 ) -> None:
-    """Hashes every stored shard and checkpoint anew, and compares with what was recorded."""
+    """Hashes stored shards, checkpoints and videos anew, and compares with what was recorded."""
     from hvkf.verify import verify_workspace
 
     store = open_store(read_config(context, config, workspace).workspace)
@@ -252,6 +250,7 @@ app.add_typer(jobs_app, name="jobs")
 add_commands(app)
 picture_command.add_commands(app)
 add_registry_commands(app)
+render_commands.add_commands(app)
 
 
 @app.command(epilog=EPILOG)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from hvkf.errors import BadInput, ConfigError
 from hvkf.manifest_cells import PARSERS, frame_of, is_missing, pairs_of, whole_of
 from hvkf.manifest_files import EXTRA_CELLS, read_cells
-from hvkf.records import Record
+from hvkf.records import Record, digest
 from hvkf.settings.rendering import RenderConfig
-from hvkf.storage import open_folder
+from hvkf.storage import Store, open_folder
 
+PASTED = "manifests/pasted"
 ENDS = ("first_frame", "last_frame")
 REQUIRED = ("id", *ENDS, "prompt")
 NUMBERS = ("width", "height", "num_frames", "steps", "guidance", "true_cfg_scale", "seed")
@@ -95,6 +96,19 @@ def read_manifest(
             f"columns {', '.join(REQUIRED)}."
         ) from None
     return stream_manifest(data, defaults.manifest, defaults, check_lora)
+
+
+def keep_pasted_rows(text: str, store: Store) -> str:
+    """Store rows that a person pasted as a manifest named by its content; return its address.
+
+    Args:
+        text: CSV with a header, a JSON list, or JSON Lines.
+        store: The workspace.
+    """
+    suffix = {"[": ".json", "{": ".jsonl"}.get(text.lstrip()[:1], ".csv")
+    path = f"{PASTED}/{digest(text)}{suffix}"
+    store.put(path, text.strip().encode() + b"\n")
+    return f"{store.url}/{path}"
 
 
 def parse_manifest(data: bytes, name: str, defaults: RenderConfig) -> list[ManifestRow]:

@@ -216,10 +216,12 @@ class Planned(Record):
     """What planning tells the process that asked for it; the plan itself is in the workspace.
 
     `done` is set when the same work was committed before: there is nothing to run or commit.
+    `note` is the plan's word to people, such as a quote.
     """
 
     plan: str
     workspace: str
     num_parts: int
     num_pending: int
+    note: str = ""
     done: Summary | None

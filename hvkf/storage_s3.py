@@ -46,6 +46,14 @@ NUM_TRANSFERS = 8
 MAX_PARTS = 10_000
 # Which put an object is of: a conditional put whose answer was lost finds its own mark there.
 MARK = "hvkf-put"
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".mp4": "video/mp4",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+}
 FAULTS = (BotoCoreError, OSError, ConnectionFault, ResponseParserError)
 TRANSIENT_FAULTS = (
     *(HTTPClientError, BotoConnectionError, ResponseParserError, ConnectionFault),
@@ -213,12 +221,21 @@ class S3Store:
         return answer
 
     def _put(self, path: str, data: bytes, **conditions: Any) -> None:
-        self._call("put_object", Key=self._key(path), **_body(data), **conditions)
+        self._call(
+            "put_object",
+            Key=self._key(path),
+            ContentType=_content_type(path),
+            **_body(data),
+            **conditions,
+        )
 
     def _upload_parts(self, file: Path, path: str, size: int) -> None:
         """Upload a large file in parts, each with its own checksum and repetitions."""
         key, mark = self._key(path), uuid.uuid4().hex
-        begun = self._call("create_multipart_upload", Key=key, Metadata={MARK: mark})
+        kind = _content_type(path)
+        begun = self._call(
+            "create_multipart_upload", Key=key, ContentType=kind, Metadata={MARK: mark}
+        )
         upload = {"Key": key, "UploadId": begun["UploadId"]}
         part_bytes = max(CHUNK_BYTES, -(-size // MAX_PARTS))
 
@@ -344,6 +361,11 @@ def _connect(**keys: str) -> Any:
     )
     made.retries = 1
     return made
+
+
+def _content_type(path: str) -> str:
+    """Say what an object is: browsers show pages and play videos of that name only."""
+    return CONTENT_TYPES.get(Path(path).suffix, "application/octet-stream")
 
 
 def _body(data: bytes) -> dict[str, Any]:

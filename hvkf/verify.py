@@ -6,6 +6,7 @@ from hvkf.ledger import check_files
 from hvkf.progress import progress
 from hvkf.records import CheckpointRecord, FileEntry, SegmentRecord
 from hvkf.registry import kept_files
+from hvkf.stages.render_records import LEDGER, RenderRecord, render_folder
 from hvkf.storage import Store
 
 
@@ -19,12 +20,15 @@ def _recorded(store: Store) -> Iterable[tuple[str, tuple[FileEntry, ...]]]:
         if path.endswith("/commit.json"):
             checkpoint = CheckpointRecord.from_json(store.read(path))
             yield path.removesuffix("/commit.json"), checkpoint.files
+    for path in store.list(LEDGER):
+        rendered = RenderRecord.from_json(store.read(path))
+        yield render_folder(rendered.identity), rendered.files
     for folder, file in kept_files(store):
         yield folder, (file,)
 
 
 def verify_workspace(store: Store) -> tuple[int, list[str]]:
-    """Hash every shard, checkpoint and registered LoRA that a record names.
+    """Hash every shard, checkpoint, rendered video and registered LoRA that a record names.
 
     Returns:
         How many files there are, and a sentence for each that is gone or changed.

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -95,16 +95,23 @@ def environment_of(address: str) -> dict[str, str]:
 
 
 @contextmanager
-def s3_service(folder: Path) -> Iterator[S3Service]:
-    """Run SeaweedFS with its files in `folder` until the tests are done."""
+def s3_service(folder: Path, anyone_may: Sequence[str] = ()) -> Iterator[S3Service]:
+    """Run SeaweedFS with its files in `folder` until the tests are done.
+
+    Args:
+        folder: Where its files lie.
+        anyone_may: What requests without keys are allowed.
+    """
     ports = dict(zip(PARTS, _free_ports(len(PARTS)), strict=True))
     identity = {
         "name": "test",
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
+    anyone = {"name": "anonymous", "actions": list(anyone_may)}
+    identities = [identity, anyone] if anyone_may else [identity]
     settings = folder / "s3.json"
-    settings.write_text(json.dumps({"identities": [identity]}))
+    settings.write_text(json.dumps({"identities": identities}))
     options = [f"-{part}.port={port}" for part, port in ports.items()]
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(

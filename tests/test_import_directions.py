@@ -25,6 +25,8 @@ LEVELS = [
         "hvkf.registry_commands",
         "hvkf.command_options",
         "hvkf.picture_command",
+        "hvkf.plan_runner",
+        "hvkf.render_commands",
         "flows",
     },
     {"hvkf.stages", "hvkf.jobs", "hvkf.training", "hvkf.nightly", "hvkf.webhook"},

@@ -2,6 +2,7 @@
 
 import queue
 import time
+from collections.abc import Sequence
 from contextlib import closing
 
 from hvkf.errors import AlreadyExists, BadInput, HvkfError, TryAgain
@@ -13,9 +14,10 @@ from hvkf.jobs.manifest import ATTEMPT_LABEL, WORK_LABEL, Manifest, build_manife
 from hvkf.jobs.owners import Lease, end_job, lease_until, leave, made_up_owner, own
 from hvkf.jobs.pod_logs import PodLog
 from hvkf.jobs.spec import STOPPED_CODE, JobSpec, Listener, job_for
+from hvkf.jobs.turns import IN_TURNS, Turns
 from hvkf.ledger import pending_parts
 from hvkf.progress import parse_line
-from hvkf.records import Plan
+from hvkf.records import Part, Plan
 from hvkf.storage import Store
 
 TICK_S = 0.5
@@ -40,22 +42,37 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
     """
     if not (parts := pending_parts(store, plan)):
         return
-    job = job_for(plan, store.url, parts, attempt=1)
+    turns = Turns(plan)
+    job = job_for(plan, store.url, turns.next(parts), attempt=1)
     build_manifest(job)  # what is wrong with the settings is known before anything is asked
     selector = f"{WORK_LABEL}={job.work}"
     with closing(Cluster(job.cluster)) as cluster, Feed(cluster, selector) as feed:
         task = WaitingTask(cluster, feed, listener, owner or made_up_owner())
         failures = 0
-        while parts := pending_parts(store, plan):
+        while parts := turns.next(before := pending_parts(store, plan)):
             job = job_for(plan, store.url, parts, attempt=1)
             fault = task.run(job)
-            if fault is None and not pending_parts(store, plan):
-                return
+            left = pending_parts(store, plan)
+            if fault is None and _is_done(plan, before, left):
+                failures = 0
+                continue
             failures += 1
             fault = fault or Incomplete(f"{job.stage}: a job ended without doing all its parts.")
-            if failures > _further_starts(job, fault):
+            if failures <= _further_starts(job, fault):
+                listener.on_log(
+                    f"{job.stage}: attempt {task.attempt} ended: {fault} Starting again."
+                )
+            elif plan.stage not in IN_TURNS:
                 raise fault
-            listener.on_log(f"{job.stage}: attempt {task.attempt} ended: {fault} Starting again.")
+            else:
+                turns.give_up(parts, left, fault)
+                failures = 0
+    turns.finish()
+
+
+def _is_done(plan: Plan, before: Sequence[Part], left: Sequence[Part]) -> bool:
+    """Whether a job did what it was for; an adopted one may have done another turn's parts."""
+    return len(left) < len(before) if plan.stage in IN_TURNS else not left
 
 
 def _further_starts(job: JobSpec, fault: HvkfError) -> int:

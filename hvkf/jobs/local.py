@@ -5,12 +5,15 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from hvkf.distributed import launch_command
 from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
 from hvkf.jobs.spec import ERROR_PREFIX, JobSpec, Listener, fault_of, job_for
+from hvkf.jobs.turns import LocalOrder, Turns, local_order
 from hvkf.ledger import ATTEMPT_VARIABLE, pending_parts
 from hvkf.processes import PARENT_VARIABLE
 from hvkf.progress import PROGRESS_VARIABLE, parse_line
@@ -31,22 +34,46 @@ def run_plan(plan: Plan, store: Store, listener: Listener) -> None:
     """Run a plan's parts until the ledger has them all.
 
     A part is started again, up to `max_attempts` times, when its worker ended by a passing fault or
-    was killed; bad input ends the job at once, after the other workers are done.
+    was killed; bad input ends the job after the other workers are done. Of stages that go in turns,
+    such parts are given up, and the fault is raised when the others are done.
 
     Raises:
         HvkfError: the fault of the worker that ended the job.
     """
+    turns, starts = Turns(plan), Counter[int]()
+    order = local_order(plan, store.url)
     attempt = 0
-    while parts := pending_parts(store, plan):
-        attempt += 1
-        job = job_for(plan, store.url, parts, attempt)
-        fault = _run_job(job, listener)
-        if isinstance(fault, BadInput | Stopped):
-            raise fault
-        if attempt >= job.jobs.max_attempts and pending_parts(store, plan):
-            raise fault or HvkfError(f"The job {job.name} ended without doing all its parts.")
-        if fault is not None:
-            listener.on_log(f"{plan.stage}: attempt {attempt} ended: {fault}; starting again")
+    with order or nullcontext():
+        while parts := turns.next(pending_parts(store, plan)):
+            attempt += 1
+            starts.update(part.index for part in parts)
+            job = job_for(plan, store.url, parts, attempt)
+            with _turn(order, job, listener):
+                fault = _run_job(job, listener)
+            if isinstance(fault, Stopped):
+                raise fault
+            left = pending_parts(store, plan)
+            is_spent = any(starts[part.index] >= job.jobs.max_attempts for part in left)
+            if isinstance(fault, BadInput) or is_spent:
+                unsaid = HvkfError(f"The job {job.name} ended without doing all its parts.")
+                turns.give_up(parts, left, fault or unsaid)
+            elif fault is not None:
+                listener.on_log(f"{plan.stage}: attempt {attempt} ended: {fault}; starting again")
+    turns.finish()
+
+
+def _turn(
+    order: LocalOrder | None, job: JobSpec, listener: Listener
+) -> AbstractContextManager[None]:
+    """Wait for a job's turn, where its stage has turns."""
+    if order is None:
+        return nullcontext()
+
+    def on_wait() -> None:
+        listener.on_log(f"{job.stage}: waits for its turn; another one works in {job.workspace}")
+
+    assert job.parts is not None
+    return order.turn(len(job.parts), on_wait)
 
 
 def worker_command(job: JobSpec, parts: Sequence[int]) -> list[str]:

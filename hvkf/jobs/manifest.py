@@ -13,7 +13,7 @@ import jsonpointer
 
 from hvkf.distributed import launch_command
 from hvkf.errors import BadInput, ConfigError
-from hvkf.jobs.spec import BAD_INPUT_CODE, UNKNOWN, JobSpec
+from hvkf.jobs.spec import BAD_INPUT_CODE, NORMAL_PRIORITY, UNKNOWN, JobSpec
 from hvkf.ledger import ATTEMPT_VARIABLE
 from hvkf.progress import PROGRESS_VARIABLE
 
@@ -24,6 +24,7 @@ STAGE_LABEL = "hvkf/stage"
 WORK_LABEL = "hvkf/work"
 ATTEMPT_LABEL = "hvkf/attempt"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 # An annotation for each owner, so that owners renew and leave without overwriting each other.
 OWNER_PREFIX = "owner.hvkf/"
 INDEX_REFERENCE = "$(JOB_COMPLETION_INDEX)"
@@ -65,6 +66,8 @@ def build_manifest(job: JobSpec) -> Manifest:
         manifest["spec"]["activeDeadlineSeconds"] = job.jobs.deadline_s
     if job.jobs.queue is not None:
         manifest["metadata"]["labels"][QUEUE_LABEL] = job.jobs.queue
+        if job.priority != NORMAL_PRIORITY:
+            manifest["metadata"]["labels"][PRIORITY_LABEL] = f"hvkf-{job.priority}"
         manifest["spec"]["suspend"] = True  # Kueue resumes it when there is room for all its pods
     return manifest
 

@@ -14,6 +14,7 @@ STOPPED_CODE = 143
 
 UNKNOWN = "?"
 ERROR_PREFIX = "error: "
+NORMAL_PRIORITY = "normal"
 
 Progress = dict[str, object]
 
@@ -37,6 +38,7 @@ class JobSpec(Record):
     parts: tuple[int, ...] | None
     attempt: int
     jobs: StageJobs
+    priority: str = NORMAL_PRIORITY
     cluster: ClusterJobs = ClusterJobs()
 
     @property
@@ -72,6 +74,7 @@ def job_for(plan: Plan, workspace: str, parts: list[Part], attempt: int) -> JobS
         parts=tuple(part.index for part in parts),
         attempt=attempt,
         jobs=stage_jobs(plan),
+        priority=plan.config.get(plan.stage, {}).get("priority", NORMAL_PRIORITY),
         cluster=ClusterJobs.model_validate(plan.config.get("jobs", {}).get("cluster", {})),
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
 from hvkf.errors import BadInput
 from hvkf.model.conditioning import EmptyTiles, encode_condition
@@ -95,26 +96,23 @@ class Renderer:
         """
         self.device = best_device()
         source = model_folder_or_hub_id(model, store)
-        dtype = TORCH_DTYPES[precision]
+        self._source, self._model, self._dtype = source, model, TORCH_DTYPES[precision]
+        dtype = self._dtype
         options = {"revision": model.revision, "variant": model.variant}
         self._text = load_text_encoders(source, dtype=dtype, device=self.device, **options)
         self._vae = load_vae(source, dtype=dtype, device=self.device, **options)
-        self._transformer = load_transformer(
-            source,
-            revision=model.revision,
-            variant=model.variant,
-            dtype=dtype,
-            attention=model.attention,
-            device=self.device,
-        )
+        self._transformer = self._load_transformer()
         self._scheduler = load_scheduler()
         self._speed = speed or RenderSpeed()
         self._is_prepared = False
+        self._fused: list[tuple[Path, float | None]] = []
         self._empty_tiles = EmptyTiles(self._vae, keeps_keyframes=True)
         self._prompt = lru_cache(NUM_KEPT_PROMPTS)(self._encode_prompt)
 
     def fuse_lora(self, file: Path, alpha: float | None = None) -> LoadedLora:
         """Merge a LoRA into the weights; what is rendered from now on has it.
+
+        Weights that a speed setting has changed since (after the first video) are loaded anew.
 
         Args:
             file: A .safetensors or .sft file.
@@ -123,10 +121,28 @@ class Renderer:
         Raises:
             BadInput: the file cannot be read, or does not fit the checkpoint.
         """
+        if self._is_prepared and self._speed.changes_weights:
+            # What was rounded to 8 bits would stay rounded, and sums are not made in 8 bits.
+            self._transformer = self._load_transformer()
+            self._is_prepared = False
+            for earlier, its_alpha in self._fused:
+                load_lora(self._transformer, earlier, alpha=its_alpha)
+                fuse_lora(self._transformer)
         loaded = load_lora(self._transformer, file, alpha=alpha)
         fuse_lora(self._transformer)
+        self._fused.append((file, alpha))
         logger.info("LoRA %s: rank %d, alpha %g.", file, loaded.rank, loaded.alpha)
         return loaded
+
+    def _load_transformer(self) -> HunyuanVideoTransformer3DModel:
+        return load_transformer(
+            self._source,
+            revision=self._model.revision,
+            variant=self._model.variant,
+            dtype=self._dtype,
+            attention=self._model.attention,
+            device=self.device,
+        )
 
     def render(
         self,

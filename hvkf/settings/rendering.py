@@ -56,6 +56,11 @@ class RenderSpeed(Section):
         return self
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether the transformer's weights are stored, placed or compiled in another way."""
+        return self.fp8_layerwise or self.group_offload or self.compile_blocks
+
+    @property
     def approximations(self) -> dict[str, float]:
         """The settings that change what is rendered by more than rounding."""
         chosen = {
@@ -107,6 +112,12 @@ class RenderConfig(Section):
     )
     rows_per_part: int = Field(
         64, ge=1, description="Rows that one worker takes, where the cost is not known yet."
+    )
+    priority: Literal["low", "normal", "urgent"] = Field(
+        "normal", description="Who comes first, part by part, where renders share workers."
+    )
+    weight: float = Field(
+        1.0, gt=0, description="Share of the workers against other renders of the same priority."
     )
     claim_s: float = Field(
         120.0, gt=0, description="Seconds after which a silent worker's row may be taken by others."

@@ -5,7 +5,8 @@ Reads the manifest, its images, a LoRA and the checkpoint; writes `renders/<row 
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 from hvkf import ledger
 from hvkf.config import Config
@@ -33,6 +34,18 @@ class Quoted(Record):
     quote: Quote
 
 
+class Checked(NamedTuple):
+    """A manifest's rows, checked and named; nothing is stored yet."""
+
+    models: str
+    planned: PlannedRows
+
+    @property
+    def quote(self) -> Quote:
+        """What rendering them will take."""
+        return self.planned.quote
+
+
 def plan(config: Config, store: Store) -> Plan:
     """Check every row, name what it makes, and share the rows out, equal shapes together.
 
@@ -44,15 +57,51 @@ def plan(config: Config, store: Store) -> Plan:
 
 def quoted_plan(config: Config, store: Store) -> Quoted:
     """Plan, and say what rendering will take; see `plan`."""
+    checked = check_rows(config, store)
+    refuse_failures(config, checked)
+    return plan_checked(config, store, checked)
+
+
+def check_rows(config: Config, store: Store, again: Collection[str] = ()) -> Checked:
+    """Check every row, and name what it makes; nothing is written.
+
+    Args:
+        config: The settings, with the manifest.
+        store: The workspace.
+        again: Identities of rows that are to be rendered although they have a record.
+
+    Raises:
+        BadInput: the manifest's faults, or an unknown LoRA. Images that cannot be used are in the
+            quote; see `refuse_failures`.
+    """
     models = models_identity(config.model, store, config.render.precision)
-    planned = plan_rows(config, store, models)
-    _check_failures(config, planned.failures, len(planned.table))
-    inputs = {
+    return Checked(models, plan_rows(config, store, models, again))
+
+
+def refuse_failures(config: Config, checked: Checked) -> None:
+    """Refuse a manifest of which too many rows cannot be rendered.
+
+    Raises:
+        BadInput: naming the first of them, and the setting.
+    """
+    _check_failures(config, checked.planned.failures, len(checked.planned.table))
+
+
+def plan_inputs(config: Config, checked: Checked) -> dict[str, Any]:
+    """Say what names a manifest's work."""
+    planned = checked.planned
+    return {
         "loras": {name: lora.model_dump(mode="json") for name, lora in planned.loras.items()},
-        "models": models,
+        "models": checked.models,
         "rows": planned.content,
         "checks": config.render.checks.model_dump(mode="json"),
     }
+
+
+def plan_checked(config: Config, store: Store, checked: Checked) -> Quoted:
+    """Share checked rows out to parts, and store the rows for their workers."""
+    planned = checked.planned
+    inputs = plan_inputs(config, checked)
     root = manifest_folder(digest(inputs))
     is_committed = store.exists(f"{root}/record.json")
     found = Plan(
@@ -62,10 +111,10 @@ def quoted_plan(config: Config, store: Store) -> Quoted:
         inputs=inputs,
         parts=() if is_committed else tuple(_parts(planned, config.render, store, root)),
         committed=f"{root}/record.json" if is_committed else None,
-        note=f"{planned.quote.num_rendered} of {len(planned.table)} rows were rendered before",
     )
     num_pending = len(ledger.pending_parts(store, found))
-    return Quoted(plan=found, quote=planned.quote.model_copy(update={"num_parts": num_pending}))
+    quote = planned.quote.model_copy(update={"num_parts": num_pending})
+    return Quoted(plan=found.model_copy(update={"note": "\n".join(quote.lines())}), quote=quote)
 
 
 def _parts(planned: PlannedRows, render: RenderConfig, store: Store, root: str) -> list[Part]:

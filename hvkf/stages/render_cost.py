@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hvkf.buckets import Bucket
 from hvkf.manifest import ManifestRow
-from hvkf.records import FORMAT_VERSION, Record
+from hvkf.records import FORMAT_VERSION, Failure, Record
 from hvkf.settings.rendering import RenderConfig
 from hvkf.storage import Store
 
@@ -17,6 +17,7 @@ TIMINGS = "timings/render"
 LATENT_PATCH_PIXELS = 16 * 16
 FRAMES_PER_LATENT = 4
 BYTES_PER_GB = 1e9
+MAX_KEPT_FAILURES = 1000
 
 
 class Timing(Record):
@@ -170,6 +171,7 @@ class Quote(Record):
     num_parts: int
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
+    failures: tuple[Failure, ...] = ()
 
     def lines(self) -> list[str]:
         """Write the quote for people."""
@@ -188,7 +190,10 @@ class Quote(Record):
             hours = sum(group.seconds or 0 for group in known) / 3600
             gigabytes = sum(group.num_bytes or 0 for group in known) / BYTES_PER_GB
             lines.append(f"in all {hours:.2f} device-hours, {gigabytes:.2f} GB")
-        return [*lines, *self.notes]
+        lines += self.notes
+        lines += [f"{fault.source}: {fault.message} [{fault.code}]" for fault in self.failures]
+        more = self.num_failed - len(self.failures)
+        return [*lines, f"and {more} more rows that cannot be rendered"] if more > 0 else lines
 
 
 def _cost(group: Group) -> str:

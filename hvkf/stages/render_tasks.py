@@ -4,7 +4,7 @@ Rows stream through: a hundred thousand of them are never all held as objects.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,15 @@ from hvkf.seeds import seed_for
 from hvkf.settings.experiment import ModelConfig
 from hvkf.settings.rendering import RenderConfig
 from hvkf.stages import train
-from hvkf.stages.render_cost import Candidate, Estimate, PastRuns, Quote, cut_into_parts, groups_of
+from hvkf.stages.render_cost import (
+    MAX_KEPT_FAILURES,
+    Candidate,
+    Estimate,
+    PastRuns,
+    Quote,
+    cut_into_parts,
+    groups_of,
+)
 from hvkf.stages.render_images import ImageFacts, ImageFault, ImageFolders, image_facts
 from hvkf.stages.render_records import LEDGER, Keyframe, RenderTask, record_path, row_failure
 from hvkf.stages.render_rows_file import PlannedRow, from_cells, to_batch, write_groups
@@ -122,8 +130,16 @@ def retry_of(
     return task.model_copy(update={"row": row, "identity": identity})
 
 
-def plan_rows(config: Config, store: Store, models: str) -> PlannedRows:
+def plan_rows(
+    config: Config, store: Store, models: str, again: Collection[str] = ()
+) -> PlannedRows:
     """Check every row, name what it makes, and share the rows out.
+
+    Args:
+        config: The settings, with the manifest.
+        store: The workspace.
+        models: See `models_identity`.
+        again: Identities of rows whose records do not count.
 
     Raises:
         BadInput: the manifest's faults, or an unknown LoRA.
@@ -142,7 +158,8 @@ def plan_rows(config: Config, store: Store, models: str) -> PlannedRows:
     images = image_facts(
         folders, {path for batch in batches for row in _rows(batch) for _, path in row.frames}
     )
-    return _Planner(config, store, models, loras, images).plan(batches)
+    done = set(store.list(LEDGER)) - set(map(record_path, again))
+    return _Planner(config, store, models, loras, images, done).plan(batches)
 
 
 def _batches(rows: Iterator[ManifestRow]) -> Iterator[pa.RecordBatch]:
@@ -172,6 +189,7 @@ class _Planner:
         models: str,
         loras: dict[str, Lora],
         images: FoundImages,
+        done: Set[str],
     ) -> None:
         self._render = config.render
         self._models = models
@@ -179,12 +197,13 @@ class _Planner:
         self._images = images
         self._prompts = PromptLengths(config.model, store)
         self._past = PastRuns(store)
-        self._done = set(store.list(LEDGER))
+        self._done = done
         self._content = hashlib.sha256()
         self._failures: list[Failure] = []
         self._identities: dict[str, int] = {}
         self._candidates: list[Candidate] = []
         self._to_render: list[tuple[str, str, Estimate]] = []
+        self._pending: set[int] = set()
         self._others: list[int] = []
         self._num_rows = self._num_rendered = self._num_cropped = 0
         self._cut: list[str] = []
@@ -198,7 +217,7 @@ class _Planner:
             loras={lora.name: lora for lora in self._loras.values()},
             failures=self._failures,
             groups=[*parts, self._others] if self._others else parts,
-            quote=self._quote(len(parts)),
+            quote=self._quote(sum(not self._pending.isdisjoint(part) for part in parts)),
         )
 
     def _plan_row(self, row: ManifestRow) -> PlannedRow:
@@ -232,6 +251,7 @@ class _Planner:
         self._candidates.append(Candidate(index, lora.name, row.shape, row.row, estimate.seconds))
         if not is_done:
             self._to_render.append((lora.name, row.shape, estimate))
+            self._pending.add(index)
         return self._noted(PlannedRow(task=task, state="task"))
 
     def _noted(self, planned: PlannedRow) -> PlannedRow:
@@ -276,6 +296,7 @@ class _Planner:
             num_parts=num_parts,
             groups=groups_of(self._to_render, self._past),
             notes=tuple(notes),
+            failures=tuple(self._failures[:MAX_KEPT_FAILURES]),
         )
 
 

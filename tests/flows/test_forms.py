@@ -9,9 +9,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from flows import forms
-from flows.forms import Form, NightlyForm, PipelineForm, TrainForm
+from flows.forms import Form, NightlyForm, PipelineForm, RenderForm, TrainForm
 from hvkf.config import Config
 from hvkf.errors import ConfigError
+from hvkf.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 FORMS = [
@@ -81,6 +82,34 @@ def test_what_is_filled_in_changes_the_deployed_settings() -> None:
 def test_bad_values_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TrainForm.model_validate(values)
+
+
+PASTED = "id,first_frame,last_frame,prompt\none,workspace:a.png,workspace:b.png,A cat."
+
+
+@pytest.mark.parametrize(
+    ("rows", "suffix"),
+    [
+        (PASTED, ".csv"),
+        ('{"id": "one", "first_frame": "workspace:a", "last_frame": "b", "prompt": ""}', ".jsonl"),
+    ],
+)
+def test_pasted_rows_become_a_manifest_in_the_workspace(
+    configs: Path, rows: str, suffix: str
+) -> None:
+    settings = {**SETTINGS, "workspace": str(configs / "workspace")}
+    (configs / "default.yaml").write_text(yaml.safe_dump(settings))
+    config = RenderForm(rows=f"\n{rows}\n").to_config()
+    assert config.render.manifest is not None
+    file = Path(config.render.manifest)
+    assert (file.parent, file.suffix) == (configs / "workspace/manifests/pasted", suffix)
+    assert [row.id for row in read_manifest(config.render)] == ["one"]
+    assert RenderForm(rows=f"\n{rows}\n").to_config() == config
+
+
+def test_a_table_and_pasted_rows_are_not_both_taken() -> None:
+    with pytest.raises(ValidationError, match="not both"):
+        RenderForm(rows=PASTED, manifest="pairs.csv")
 
 
 def test_unknown_settings_are_told_with_those_that_there_are(configs: Path) -> None:

@@ -9,16 +9,17 @@ import torch
 from safetensors.torch import load_file
 
 from hvkf.errors import BadInput
+from hvkf.model import conditioning
 from hvkf.model import renderer as renderer_module
 from hvkf.model.conditioning import encode_condition
 from hvkf.model.loading import load_scheduler, load_text_encoders, load_transformer, load_vae
 from hvkf.model.lora import load_lora
 from hvkf.model.lora_file import read_lora, save_lora
 from hvkf.model.random import draw_normal, generator_for
-from hvkf.model.renderer import Renderer, RenderFault
+from hvkf.model.renderer import Pair, Rendered, Renderer, RenderFault
 from hvkf.model.sampler import sample_latents
 from hvkf.model.text import encode_prompts
-from hvkf.model.vae import decode_latents
+from hvkf.model.vae import decode_latents, encode_spatially
 from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import FolderStore
 
@@ -131,6 +132,46 @@ def test_a_prompt_is_encoded_once(base: Renderer, monkeypatch: pytest.MonkeyPatc
     for prompt in ("One.", "Two.", "One."):
         base.render(PAIR, prompt, num_frames=5, steps=1, guidance=6.0, seed=0)
     assert captions == ["One.", "Two."]
+
+
+def test_rows_in_a_batch_are_those_rendered_alone_each_with_its_own_seed(base: Renderer) -> None:
+    """Another batch size sums in another order: floats differ by rounding, pixels by a level."""
+    settings: dict[str, Any] = {**SHORT, "true_cfg_scale": 2.0}
+    pairs = [
+        Pair(PAIR, "A cat.", 1, "blur"),
+        Pair(PAIR, "A cat.", 2, "blur"),
+        Pair({0: keyframe(4), -1: keyframe(5)}, "A long road by the sea.", 3),
+    ]
+    together = base.render_batch(pairs, **settings)
+    alone = [base.render_batch([pair], **settings)[0] for pair in pairs]
+    for one, other in zip(together, alone, strict=True):
+        assert isinstance(one, Rendered)
+        assert isinstance(other, Rendered)
+        torch.testing.assert_close(one.latents, other.latents, rtol=1e-4, atol=1e-4)
+        assert (one.frames.int() - other.frames.int()).abs().max() <= 1
+    first, second = together[0], together[1]
+    assert isinstance(first, Rendered)
+    assert isinstance(second, Rendered)
+    assert (first.latents - second.latents).abs().max() > 0.1  # only their seeds differ
+
+
+def test_a_keyframe_is_encoded_once(fresh: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    encode = encode_spatially
+
+    def counted(vae: Any, tile: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append(tile.shape)
+        return encode(vae, tile, *rest)
+
+    monkeypatch.setattr(conditioning, "encode_spatially", counted)
+    pairs = [Pair(PAIR, prompt, seed) for seed, prompt in enumerate(["A cat.", "A dog.", ""])]
+    fresh.render_batch(pairs[:1], **SHORT)
+    num_first = len(calls)
+    assert num_first > 0
+    fresh.render_batch(pairs, **SHORT)
+    assert len(calls) == num_first
+    fresh.render_batch([Pair({0: keyframe(0), -1: keyframe(7)}, "", 0)], **SHORT)
+    assert len(calls) > num_first
 
 
 def test_each_step_is_told_and_can_end_the_rendering(base: Renderer) -> None:

@@ -1,5 +1,7 @@
 """Each speed setting runs on the real classes, and gives frames near to those without it."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,9 +10,10 @@ from hvkf.model.renderer import Renderer
 from hvkf.settings.experiment import ModelConfig
 from hvkf.settings.rendering import RenderSpeed
 from hvkf.storage import open_store
-from tests.workspaces import TINY
+from tests.workspaces import GOLDEN, TINY
 
 NUM_STEPS = 6
+LORA = GOLDEN / "lora_r4_a8.sft"
 
 
 def frames(tmp_path: object, speed: RenderSpeed) -> torch.Tensor:
@@ -37,6 +40,29 @@ def test_an_approximation_gives_other_frames_that_are_near(
     near = frames(tmp_path, speed)
     apart = (exact.float() - near.float()).abs().mean().item()
     assert 0 < apart < 8
+
+
+def test_a_lora_fused_after_a_video_is_the_lora_fused_before(tmp_path: object) -> None:
+    """Eight-bit weights must not stay those of the base model, nor be rounded twice."""
+    model = ModelConfig(pretrained_model_name_or_path=str(TINY))
+    settings: dict[str, Any] = {"num_frames": 5, "steps": 2, "guidance": 6.0, "seed": 1}
+    ends = {0: torch.zeros(32, 32, 3, dtype=torch.uint8), -1: torch.ones(32, 32, 3).byte()}
+    found = []
+    for renders_first in (False, True):
+        renderer = Renderer(
+            model, open_store(str(tmp_path)), "fp32", RenderSpeed(fp8_layerwise=True)
+        )
+        base = renderer.render(ends, "a disc", **settings) if renders_first else None
+        for _ in range(2):
+            renderer.fuse_lora(LORA, alpha=8)
+        found.append(renderer.render(ends, "a disc", **settings))
+        renderer.fuse_lora(LORA, alpha=8)
+        found.append(renderer.render(ends, "a disc", **settings))
+    assert base is not None
+    assert not torch.equal(found[0], base)
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
 
 
 def test_offloading_is_refused_without_a_gpu(tmp_path: object) -> None:

@@ -199,7 +199,9 @@ def test_what_was_rendered_before_is_taken_whatever_it_is_called(
     config = config_for(manifest)
     plan = render.plan(config, store)
     assert ledger.pending_parts(store, plan) == []
-    assert plan.note == "2 of 2 rows were rendered before"
+    assert plan.note == (
+        "2 rows: 2 rendered before, 0 repeated, 0 that cannot be rendered, 0 to render in 0 parts"
+    )
     monkeypatch.setattr(render_rows, "Renderer", None)
     render.run(plan, store, plan.parts)
     assert [r["id"] for r in results(store, render.commit(plan, store))] == ["again", "more"]

@@ -1,0 +1,19 @@
+"""Running a plan's parts from the command line, with progress bars."""
+
+from hvkf import ledger
+from hvkf.jobs.run import run_plan
+from hvkf.jobs.spec import Listener
+from hvkf.progress import WorkerBars, display
+from hvkf.records import Plan
+from hvkf.storage import Store
+
+
+def run_parts(plan: Plan, store: Store) -> None:
+    """Store the plan for its workers and run its parts; bars and words go to the terminal.
+
+    Raises:
+        HvkfError: the fault that ended the job.
+    """
+    ledger.put_plan(store, plan)
+    with display() as bars:
+        run_plan(plan, store, Listener(WorkerBars(bars).show, bars.console.print))

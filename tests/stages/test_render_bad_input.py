@@ -1,0 +1,96 @@
+"""What people's manifests hold: each fault is named with its row, its value and the fix."""
+
+from pathlib import Path
+
+import pytest
+
+from hvkf.errors import BadInput
+from hvkf.manifest import parse_manifest, stream_manifest
+from hvkf.settings.rendering import RenderConfig
+from hvkf.stages import render
+from hvkf.storage import FolderStore
+from tests.stages.test_render import config_for, row, rows_of, write_image, write_manifest
+
+MEGABYTE = 1_000_000
+HEADER = b"id,first_frame,last_frame,prompt,comment\n"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    write_image(folder / "a.png", 1)
+    write_image(folder / "b.png", 2)
+    write_image(folder / "wide.png", 3, (70, 40))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "workspace")
+
+
+def test_unknown_loras_are_named_with_their_rows_all_at_once(
+    pairs: Path, store: FolderStore
+) -> None:
+    rows = [row("one"), row("two", lora="run:gone"), row("three", lora="gone.safetensors")]
+    with pytest.raises(BadInput) as caught:
+        render.plan(config_for(write_manifest(pairs, rows)), store)
+    said = str(caught.value)
+    assert "row 2: lora is 'run:gone': There is no run 'gone'" in said
+    assert "row 3: lora is 'gone.safetensors': There is no LoRA" in said
+    assert "row 1" not in said
+    assert not store.root.exists()
+
+
+def test_two_keyframes_of_different_aspect_are_cropped_alike_and_it_is_noted(
+    pairs: Path, store: FolderStore
+) -> None:
+    manifest = write_manifest(pairs, [row("one"), row("two", last="wide.png")])
+    quoted = render.quoted_plan(config_for(manifest), store)
+    notes = [task.notes for task in rows_of(quoted.plan, store)]
+    assert notes == ["", "images of 32x32, 70x40 are cropped to 32x32"]
+    assert "in 1 rows images are cropped at the sides (see notes)" in quoted.quote.notes
+
+
+def test_a_prompt_of_more_than_256_tokens_is_cut_and_it_is_noted(
+    pairs: Path, store: FolderStore
+) -> None:
+    rows = [row("long", prompt="walking " * 300), row("short", prompt="walking " * 20)]
+    quoted = render.quoted_plan(config_for(write_manifest(pairs, rows)), store)
+    notes = {task.row.id: task.notes for task in rows_of(quoted.plan, store)}
+    assert notes == {"long": "the prompt is cut after 256 tokens", "short": ""}
+    assert "prompts of more than 256 tokens are cut: row 1 (long)" in quoted.quote.notes
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://foreign/in/a.png",
+        "s3://bucket/in-other/a.png",
+        "s3://bucket/in/../out/a.png",
+        "s3://bucket-2/in/a.png",
+        "/srv/images-of-others/a.png",
+        "https://bucket/in/a.png",
+        "workspace:../a.png",
+    ],
+)
+def test_images_lie_in_allowed_folders_alone(path: str) -> None:
+    allowed = RenderConfig(allowed_folders=("s3://bucket/in", "/srv/images"))
+    data = f"id,first_frame,last_frame,prompt\none,{path},s3://bucket/in/b.png,\n"
+    with pytest.raises(BadInput, match=r"row 1: first_frame is ") as caught:
+        parse_manifest(data.encode(), "pairs.csv", allowed)
+    assert "last_frame" not in str(caught.value)
+    parse_manifest(data.replace(path, "/srv/images/a.png").encode(), "pairs.csv", allowed)
+
+
+def test_a_hundred_megabytes_of_csv_are_read_row_by_row_to_the_last_fault() -> None:
+    comment = "x" * 20_000
+    rows = [f"row-{n},a.png,b.png,A cat.,{comment}\n".encode() for n in range(5000)]
+    data = HEADER + b"".join(rows)
+    assert len(data) > 100 * MEGABYTE
+    found = stream_manifest(data, "pairs.csv", RenderConfig())
+    assert next(found).id == "row-0"
+    assert sum(1 for _ in found) == 4999
+    with pytest.raises(BadInput, match=r"1 faults in 5001 rows: row 5001: id is 'row-7'"):
+        list(stream_manifest(data + b"row-7,a.png,b.png,,\n", "pairs.csv", RenderConfig()))
