@@ -30,6 +30,7 @@ from rich.table import Table
 from hvkf.config import Config
 from hvkf.errors import HvkfError
 from hvkf.model.renderer import Pair, Rendered, Renderer
+from hvkf.model.tiny import build_tiny_checkpoint
 from hvkf.settings.experiment import ModelConfig
 from hvkf.settings.rendering import RenderSpeed
 from hvkf.shapes import render_clip
@@ -66,6 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=20, help="pairs of the bulk render")
     parser.add_argument("--singles", type=int, default=3, help="hvkf infer processes to measure")
+    parser.add_argument(
+        "--untrained", action="store_true", help="the smaller tiny checkpoint with random weights"
+    )
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--measure", nargs="*", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--results", type=Path, help="add the figures to this JSON file")
@@ -75,6 +79,10 @@ def main() -> None:
         figures = json.loads(options.results.read_text())
     with tempfile.TemporaryDirectory(prefix="hvkf-rendering-") as name:
         folder = Path(name)
+        if options.untrained:
+            build_tiny_checkpoint(checkpoint_of(folder))
+        else:
+            checkpoint_of(folder).symlink_to(CHECKPOINT)
         write_pairs(folder, max(options.pairs, options.singles))
         for what in options.measure:
             measured: Any
@@ -95,6 +103,11 @@ def main() -> None:
                 options.results.write_text(json.dumps(figures, indent=2) + "\n")
     show(figures)
     raise SystemExit(0 if all(goal["is_met"] for goal in figures["goals"]) else 1)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Where the models lie that a measurement renders with."""
+    return folder / "checkpoint"
 
 
 def machine() -> dict[str, Any]:
@@ -126,7 +139,7 @@ def settings_for(folder: Path, workspace: str, manifest: str = "pairs.csv") -> C
     return Config.model_validate(
         {
             "workspace": str(folder / workspace),
-            "model": {"pretrained_model_name_or_path": str(CHECKPOINT)},
+            "model": {"pretrained_model_name_or_path": str(checkpoint_of(folder))},
             "jobs": {"render": {"threads": torch.get_num_threads()}},
             "render": {
                 "manifest": str(folder / manifest),
@@ -195,7 +208,15 @@ def infer_process(folder: Path, row: dict[str, str]) -> Took:
     size = [f"--frames={NUM_FRAMES}", f"--height={SIDE}", f"--width={SIDE}", f"--steps={STEPS}"]
     return command_took(
         [
-            *("infer", "--lora", "none", "--model", str(CHECKPOINT), "--precision", "fp32"),
+            *(
+                "infer",
+                "--lora",
+                "none",
+                "--model",
+                str(checkpoint_of(folder)),
+                "--precision",
+                "fp32",
+            ),
             *("--frame1", str(folder / row["first_frame"])),
             *("--frame2", str(folder / row["last_frame"]), "--prompt", row["prompt"]),
             *("--seed", row["seed"], "--output", str(folder / "single.mp4"), *size),

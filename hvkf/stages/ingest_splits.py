@@ -1,7 +1,7 @@
 """Which source videos are held out for evaluation: by their content, once and for ever."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from hvkf.near_duplicates import groups
 from hvkf.settings.data import IngestConfig
@@ -29,7 +29,7 @@ def decide_splits(
     """
     splits = dict(known)
     between: set[str] = set()
-    undecided: list[Sequence[str]] = []
+    undecided: list[list[str]] = []
     for group in groups(hashes):
         new = [source for source in group if source not in known]
         sides = {known[source] for source in group if source in known}

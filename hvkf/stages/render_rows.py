@@ -264,6 +264,8 @@ class _Worker:
     def _put(self, task: RenderTask, record: RenderRecord) -> None:
         put_record(self._store, record)
         self._claims.end(task.identity, "done")
+        if record.failure is not None:
+            self._shown.advance(0, note=task.row.id, failed=1)
 
     def _failure(self, task: RenderTask, fault: ImageFault | RenderFault) -> RenderRecord:
         return failure_record(task, row_failure(task.row, fault.code, str(fault)), self._attempt)

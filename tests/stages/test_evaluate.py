@@ -19,12 +19,13 @@ from PIL import Image
 
 from hvkf import catalog, ledger
 from hvkf.captions import clean_caption
-from hvkf.config import Config, GateConfig
+from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.loras import Lora
 from hvkf.model.image_quality import likeness
 from hvkf.model.renderer import Renderer
 from hvkf.records import Plan
+from hvkf.settings.evaluation import GateConfig
 from hvkf.shards import Segment
 from hvkf.stages import cache, evaluate, evaluate_pairs, ingest
 from hvkf.stages.evaluate import (

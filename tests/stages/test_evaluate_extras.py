@@ -87,7 +87,7 @@ def test_clip_scores_a_video_against_its_prompt(tmp_path: Path) -> None:
         projection_dim=8,
     )
     CLIPModel(config).save_pretrained(tmp_path / "clip")
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, tokenizer).save_pretrained(tmp_path / "clip")
     check_extras(EvaluateConfig(extras=("clip",), extras_weights=str(tmp_path)))
     score = Extras(["clip"], tmp_path, CPU).figures(video(0), video(0), "a red disc")["clip"]
