@@ -145,8 +145,7 @@ def train_lora(store: Store, config: Config, run_id: str, ablation: Ablation) ->
     """Train in this process, so that it can be broken; return the LoRA's file and the seconds."""
     settings = config.model_dump()
     settings["experiment"]["run_id"] = run_id
-    for section, values in ablation.settings().items():
-        settings[section].update(values)
+    settings = merged(settings, ablation.settings())
     changed = Config.model_validate(settings)
     started_s = time.monotonic()
     with ablation.broken():
@@ -156,6 +155,14 @@ def train_lora(store: Store, config: Config, run_id: str, ablation: Ablation) ->
     file = local_lora_file(resolve_lora(f"run:{run_id}", store), store)
     assert file is not None
     return file, seconds
+
+
+def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Change nested settings, and leave the others."""
+    changed = dict(settings)
+    for key, value in changes.items():
+        changed[key] = merged(settings[key], value) if isinstance(value, dict) else value
+    return changed
 
 
 def measure(
@@ -330,11 +337,15 @@ def _flipped_target() -> AbstractContextManager[Any]:
     return patch("hvkf.training.objective.sample_losses", losses)
 
 
-def _unshifted_timesteps() -> AbstractContextManager[Any]:
+def _timesteps_as_if_unshifted() -> AbstractContextManager[Any]:
     def timesteps(sigmas: torch.Tensor) -> torch.Tensor:
         return timesteps_of(sigmas / (SHIFT - (SHIFT - 1) * sigmas))
 
     return patch("hvkf.training.objective.timesteps_of", timesteps)
+
+
+def _unshifted() -> dict[str, Any]:
+    return {"hparams": {"flow_match": {"discrete_flow_shift": 1.0}}}
 
 
 def _all_but_the_input() -> dict[str, Any]:
@@ -348,7 +359,8 @@ ABLATIONS = {
     "input-not-trained": Ablation(settings=_all_but_the_input),
     "alpha-ignored": Ablation(forgets_alpha=True),
     "target-flipped": Ablation(broken=_flipped_target),
-    "timesteps-unshifted": Ablation(broken=_unshifted_timesteps),
+    "timesteps-unshifted": Ablation(settings=_unshifted),
+    "timesteps-mistold": Ablation(broken=_timesteps_as_if_unshifted),
 }
 
 

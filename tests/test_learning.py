@@ -24,7 +24,7 @@ from hvkf.storage import FolderStore
 ROOT = Path(__file__).parents[1]
 CONTROL_LORA = CHECKPOINT.with_name("hvkf-tiny-control") / "pytorch_lora_weights.safetensors"
 FIRST_PAIR = 1_001_000  # held out from the VAE, the base and the LoRA
-NUM_PAIRS = 6
+NUM_PAIRS = 4
 NUM_FRAMES = 17
 STEPS = 20
 

@@ -8,10 +8,11 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from playwright.sync_api import Page, expect
@@ -27,8 +28,8 @@ RUN_S = 150.0
 class House:
     """Server, worker and deployments as `make serve` starts them, on a small data set."""
 
-    def __init__(self, folder: Path, address: str) -> None:
-        self.folder, self.address = folder, address
+    def __init__(self, folder: Path, address: str, process: int) -> None:
+        self.folder, self.address, self.process = folder, address, process
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -42,6 +43,23 @@ class House:
         found = self.ask(f"deployments/name/{flow}/{deployment}")
         page.goto(f"{self.address}/deployments/deployment/{found['id']}/run")
         expect(page.get_by_text("Deployed settings (Optional)")).to_be_visible(timeout=20_000)
+
+    def start(self, deployment: str, **request: Any) -> str:
+        """Run a deployment without its form; return the run's id."""
+        found = self.ask(f"deployments/name/{deployment}")
+        given = {"parameters": {"request": request}, "state": {"type": "SCHEDULED"}}
+        run: str = self.ask(f"deployments/{found['id']}/create_flow_run", given)["id"]
+        return run
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Processes below `make serve` whose command has all these words."""
+        found = []
+        for process in psutil.Process(self.process).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                if all(word in command for word in words):
+                    found.append(process)
+        return found
 
     def runs(self) -> set[str]:
         """List the ids of all runs."""
@@ -104,8 +122,13 @@ def wait_until(is_so: Callable[[], bool], complaint: str, within_s: float) -> No
 
 
 @contextmanager
-def serving_house(folder: Path) -> Iterator[House]:
-    """Start everything on a small data set, and end it as Ctrl-C does."""
+def serving_house(folder: Path, *, is_hurt: bool = False) -> Iterator[House]:
+    """Start everything on a small data set, and end it as Ctrl-C does.
+
+    Args:
+        folder: Where its data and settings lie.
+        is_hurt: Whether its worker is killed, which `make serve` then complains of at its end.
+    """
     config = small_config(folder, write_dataset(folder / "data", 3))
     (folder / "configs").mkdir()
     for name in ("default", "tiny", "seldom-saved"):
@@ -128,7 +151,7 @@ def serving_house(folder: Path) -> Iterator[House]:
             assert process.poll() is None, (folder / "serve.log").read_text()
             assert time.monotonic() < deadline_s
             time.sleep(0.5)
-        yield House(folder, f"http://127.0.0.1:{port}")
+        yield House(folder, f"http://127.0.0.1:{port}", process.pid)
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(60) == (1 if is_hurt else 0)
