@@ -15,7 +15,6 @@ from hvkf.model_source import model_identity
 from hvkf.records import Part, Plan, RunRecord, Summary, TrainResult, digest
 from hvkf.storage import Store
 from hvkf.training.items import find_sources, read_items
-from hvkf.training.lineage import write_lineage
 from hvkf.training.runs import read_result, read_run, result_path, run_folder
 from hvkf.training.settings import (
     Identities,
@@ -87,7 +86,6 @@ def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
             sources=plan.inputs["sources"],
             lora=Lora.model_validate(plan.inputs["lora"]),
         )
-        write_lineage(store, work.run.run_id, work.sources, work.lora)
         train(work, store)
 
 

@@ -29,6 +29,7 @@ from hvkf.training.dataset import (
 )
 from hvkf.training.gang import Gang, StopSignal, stop_on_signal
 from hvkf.training.items import Items, read_items
+from hvkf.training.lineage import write_lineage
 from hvkf.training.losses import (
     VALIDATION_AT,
     Row,
@@ -102,7 +103,7 @@ def train(work: Work, store: Store) -> None:
     ):
         gang = Gang(accelerator.process_index, accelerator.num_processes)
         _check_agreement(gang, work.run)
-        gang.on_main(lambda: begin_run(store, work.run))
+        gang.on_main(lambda: _begin(work, store))
         if gang.on_main(lambda: read_result(store, work.run.run_id)) is None:
             Loop(work, store, Machine(accelerator, sharding, gang, stop, logs)).run()
         gang.part()
@@ -332,6 +333,12 @@ class Loop:
             validation_loss=last_validation(self._rows),
         )
         self._store.put(result_path(run_id), result.to_json())
+
+
+def _begin(work: Work, store: Store) -> None:
+    """Record the run, and what it is trained on."""
+    begin_run(store, work.run)
+    write_lineage(store, work.run.run_id, work.sources, work.lora)
 
 
 def _check_agreement(gang: Gang, run: RunRecord) -> None:
