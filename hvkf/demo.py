@@ -24,7 +24,7 @@ NamedPair = tuple[str, str, NDArray[np.uint8], NDArray[np.uint8]]
 
 CHECKPOINT = Path(__file__).parent / "assets" / "hvkf-tiny"
 NUM_FRAMES = 17
-NUM_SHAPES = 110
+NUM_SHAPES = 80
 SHAPES_SEED = 0
 # Neither the checkpoint nor the benchmark of learning saw the shapes from here on.
 FIRST_SHAPE = 40_000
@@ -63,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "checkpointing": {"save_every_n_steps": 75},
     "validation": {"num_items": 8},
-    "evaluate": {"num_pairs": 8, "steps": 20, "precision": "fp32"},
+    "evaluate": {"num_pairs": 6, "steps": 20, "precision": "fp32"},
     "render": {
         "width": 64,
         "height": 64,
