@@ -24,6 +24,7 @@ from scipy.stats import bootstrap
 
 from hvkf import cli
 from hvkf.config import Config
+from hvkf.demo import CHECKPOINT, HPARAMS, NETWORK
 from hvkf.errors import HvkfError
 from hvkf.loras import local_lora_file, resolve_lora
 from hvkf.model.conditioning import keyframes_of
@@ -38,17 +39,12 @@ from hvkf.stages import train
 from hvkf.storage import Store, open_store
 from hvkf.training.objective import batch_losses
 
-ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT / "hvkf" / "assets" / "hvkf-tiny"
 DATA_SEED = 0
 NUM_FRAMES = 17
 FIRST_TRAINING_CLIP = 20_000
 FIRST_HELD_OUT_CLIP = 1_001_000
 """The base model and its VAE never saw these either."""
-RANK = 16
 SHIFT = 7.0
-ALPHA = 16.0 * RANK
-"""Far from the rank: a LoRA whose alpha is lost renders at a sixteenth of its strength."""
 SETTINGS: dict[str, Any] = {
     "model": {"pretrained_model_name_or_path": str(CHECKPOINT)},
     "experiment": {"name": "learning", "random_seed": 0, "trackers": []},
@@ -56,20 +52,11 @@ SETTINGS: dict[str, Any] = {
     "cache": {"bucket_reso": [f"64x64x{NUM_FRAMES}"], "segment_mb": 16},
     "encode": {"precision": "fp32", "stored": "fp32"},
     "data": {"batch_size": 32, "dataloader_kwargs": {"drop_last": True}},
-    "network": {"lora_rank": RANK, "lora_alpha": ALPHA},
+    "network": NETWORK,
     "hparams": {
-        "mixed_precision": "no",
-        "gradient_checkpointing": False,
-        "optimizer_type": "adamw",
-        "optimizer_args": ["weight_decay=0.01", "betas=(0.9, 0.95)"],
-        "learning_rate": 3e-3,
-        "max_grad_norm": 1.0,
-        "lr_scheduler": "cosine",
-        "lr_warmup_steps": 20,
+        **HPARAMS,
         "max_train_steps": 400,
-        "num_train_epochs": None,
-        "flow_match": {"timestep_sampling": "uniform", "discrete_flow_shift": SHIFT},
-        "ema": {"ema_decay": 0.98},
+        "flow_match": {**HPARAMS["flow_match"], "discrete_flow_shift": SHIFT},
     },
     "validation": {"num_items": 0},
     "checkpointing": {"save_every_n_steps": None},

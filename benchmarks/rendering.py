@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hvkf.config import Config
+from hvkf.demo import CHECKPOINT
 from hvkf.errors import HvkfError
 from hvkf.model.renderer import Pair, Rendered, Renderer
 from hvkf.model.tiny import build_tiny_checkpoint
@@ -38,7 +39,6 @@ from hvkf.stages import render, render_rows
 from hvkf.stages.render_images import decode_image
 from hvkf.storage import open_store
 
-CHECKPOINT = Path(__file__).parents[1] / "hvkf" / "assets" / "hvkf-tiny"
 DATA_SEED = 0
 FIRST_CLIP = 1_002_000
 NUM_FRAMES, SIDE, STEPS = 33, 64, 4
