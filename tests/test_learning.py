@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hvkf.config import Config
-from hvkf.demo import CHECKPOINT
+from hvkf.demo import CHECKPOINT, CONTROL_LORA
 from hvkf.model.conditioning import keyframes_of
 from hvkf.model.image_quality import likeness, psnr_of
 from hvkf.model.renderer import Pair, Rendered, Renderer
@@ -22,7 +22,6 @@ from hvkf.shapes import render_clip
 from hvkf.storage import FolderStore
 
 ROOT = Path(__file__).parents[1]
-CONTROL_LORA = CHECKPOINT.with_name("hvkf-tiny-control") / "pytorch_lora_weights.safetensors"
 FIRST_PAIR = 1_001_000  # held out from the VAE, the base and the LoRA
 NUM_PAIRS = 4
 NUM_FRAMES = 17
