@@ -4,7 +4,7 @@ A hash is the 64-bit pHash (signs of the low frequencies of a grey thumbnail) of
 hexadecimal digits, 16 a frame.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,15 @@ def perceptual_hash(file: Path, num_frames: int) -> str:
     return "".join(np.packbits(bits[place]).tobytes().hex() for place in places)
 
 
-def groups(hashes: Mapping[str, str]) -> list[list[str]]:
+def groups(hashes: Mapping[str, str], new: Set[str]) -> list[list[str]]:
     """Group the names whose hashes are near, and what is near to those; each name once.
 
     Names without a hash stay alone. Equal input gives equal groups, each sorted.
+
+    Args:
+        hashes: Name to hash.
+        new: Names to compare with all; the others are not compared with each other, so that a
+            video that is added costs one row of comparisons.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -50,7 +55,8 @@ def groups(hashes: Mapping[str, str]) -> list[list[str]]:
     alone = [[name] for name in names if not hashes[name]]
     if not hashed:
         return alone
-    rows, columns = _near_pairs(_signs([hashes[name] for name in hashed]))
+    compared = np.flatnonzero([name in new for name in hashed])
+    rows, columns = _near_pairs(_signs([hashes[name] for name in hashed]), compared)
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(hashed), len(hashed)))
     _, labels = connected_components(graph, directed=False)
     found: dict[int, list[str]] = {}
@@ -65,11 +71,14 @@ def _signs(hashes: Sequence[str]) -> NDArray[np.float32]:
     return np.unpackbits(packed.reshape(len(hashes), -1), axis=1).astype(np.float32) * 2 - 1
 
 
-def _near_pairs(signs: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _near_pairs(
+    signs: NDArray[np.float32], compared: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     least = signs.shape[1] * (1 - 2 * MAX_APART)
-    rows, columns = [], []
-    for begin in range(0, len(signs), ROWS_AT_ONCE):
-        first, second = np.nonzero(signs[begin : begin + ROWS_AT_ONCE] @ signs.T >= least)
-        rows.append(first + begin)
+    rows, columns = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for begin in range(0, len(compared), ROWS_AT_ONCE):
+        chunk = compared[begin : begin + ROWS_AT_ONCE]
+        first, second = np.nonzero(signs[chunk] @ signs.T >= least)
+        rows.append(chunk[first])
         columns.append(second)
     return np.concatenate(rows), np.concatenate(columns)

@@ -33,7 +33,7 @@ def test_a_smaller_and_worse_copy_shows_the_same_and_another_video_does_not(
     num_frames = probe(source).num_frames
     half = np.stack([frame[::2, ::2] for _, frame in decode_frames(source, range(num_frames))])
     write_mp4(tmp_path / "copy.mp4", half, crf=35)
-    found = groups({**originals, "copy": hash_of(tmp_path / "copy.mp4")})
+    found = groups({**originals, "copy": hash_of(tmp_path / "copy.mp4")}, {"copy"})
     assert sorted(found) == [
         ["bigbuckbunny.mp4"],
         ["bikes.mp4"],
@@ -51,7 +51,9 @@ def flipped(digits: str, num_bits: int) -> str:
 def test_what_is_near_to_a_near_one_is_in_the_group_and_no_hash_is_alone() -> None:
     first = "0f" * (NUM_DIGITS // 2)
     hashes = {"a": first, "b": flipped(first, 15), "c": flipped(first, 30), "d": "", "e": ""}
-    assert groups(hashes) == [["a", "b", "c"], ["d"], ["e"]]
+    assert groups(hashes, {"a", "c"}) == [["a", "b", "c"], ["d"], ["e"]]
+    assert groups(hashes, {"a"}) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert groups(hashes, set()) == [["a"], ["b"], ["c"], ["d"], ["e"]]
 
 
 SOURCES = st.dictionaries(

@@ -30,7 +30,7 @@ def decide_splits(
     splits = dict(known)
     between: set[str] = set()
     undecided: list[list[str]] = []
-    for group in groups(hashes):
+    for group in groups(hashes, hashes.keys() - known.keys()):
         new = [source for source in group if source not in known]
         sides = {known[source] for source in group if source in known}
         if not sides:

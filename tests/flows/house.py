@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from playwright.sync_api import Page, expect
@@ -27,8 +28,8 @@ RUN_S = 150.0
 class House:
     """Server, worker and deployments as `make serve` starts them, on a small data set."""
 
-    def __init__(self, folder: Path, address: str) -> None:
-        self.folder, self.address = folder, address
+    def __init__(self, folder: Path, address: str, process: int) -> None:
+        self.folder, self.address, self.process = folder, address, process
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -42,6 +43,23 @@ class House:
         found = self.ask(f"deployments/name/{flow}/{deployment}")
         page.goto(f"{self.address}/deployments/deployment/{found['id']}/run")
         expect(page.get_by_text("Deployed settings (Optional)")).to_be_visible(timeout=20_000)
+
+    def start(self, deployment: str, **request: Any) -> str:
+        """Run a deployment without its form; return the run's id."""
+        found = self.ask(f"deployments/name/{deployment}")
+        given = {"parameters": {"request": request}, "state": {"type": "SCHEDULED"}}
+        run: str = self.ask(f"deployments/{found['id']}/create_flow_run", given)["id"]
+        return run
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Processes below `make serve` whose command has all these words."""
+        found = []
+        for process in psutil.Process(self.process).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                if all(word in command for word in words):
+                    found.append(process)
+        return found
 
     def runs(self) -> set[str]:
         """List the ids of all runs."""
@@ -68,11 +86,22 @@ class House:
             time.sleep(0.5)
         pytest.fail(f"the run is {state['name']} ({state['message']}), not {names}")
 
+    def progress(self, run: str) -> str:
+        """What the run's progress artifact says; empty while there is none."""
+        found = self.ask("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        said = [entry["description"] for entry in found if entry["key"].endswith("-progress")]
+        return str(said[-1] or "") if said else ""
+
     def artifact(self, run: str, key: str) -> str:
         """The address of the newest artifact of a run with this key."""
         wanted = {"flow_runs": {"id": {"any_": [run]}}, "artifacts": {"key": {"any_": [key]}}}
         found = self.ask("artifacts/filter", {**wanted, "sort": "CREATED_DESC"})
         return f"{self.address}/artifacts/artifact/{found[0]['id']}"
+
+    def logs(self, run: str) -> list[str]:
+        """What the run's workers said."""
+        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+        return [entry["message"] for entry in self.ask("logs/filter", wanted)]
 
     def manifest(self) -> Path:
         """A table of one pair, two frames of a clip."""
@@ -84,13 +113,28 @@ class House:
         return table
 
 
+def wait_until(is_so: Callable[[], bool], complaint: str, within_s: float) -> None:
+    """Ask again and again."""
+    deadline_s = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline_s, complaint
+        time.sleep(0.3)
+
+
 @contextmanager
-def serving_house(folder: Path) -> Iterator[House]:
-    """Start everything on a small data set, and end it as Ctrl-C does."""
+def serving_house(folder: Path, *, is_hurt: bool = False) -> Iterator[House]:
+    """Start everything on a small data set, and end it as Ctrl-C does.
+
+    Args:
+        folder: Where its data and settings lie.
+        is_hurt: Whether its worker is killed, which `make serve` then complains of at its end.
+    """
     config = small_config(folder, write_dataset(folder / "data", 3))
     (folder / "configs").mkdir()
-    for name in ("default", "tiny"):
+    for name in ("default", "tiny", "seldom-saved"):
         values = json.loads(config.model_dump_json(exclude_unset=True))
+        if name == "seldom-saved":
+            values["checkpointing"]["save_every_n_steps"] = 500
         (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(values))
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if "PREFECT" not in key}
@@ -107,7 +151,7 @@ def serving_house(folder: Path) -> Iterator[House]:
             assert process.poll() is None, (folder / "serve.log").read_text()
             assert time.monotonic() < deadline_s
             time.sleep(0.5)
-        yield House(folder, f"http://127.0.0.1:{port}")
+        yield House(folder, f"http://127.0.0.1:{port}", process.pid)
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(60) == (1 if is_hurt else 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.flows.house import House, serving_house
+from tests.flows.house import House, serving_house, wait_until
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 
+NUM_CANCELLED_STEPS = 1500
 SCREENSHOTS = "HVKF_SCREENSHOTS"
 """Environment variable with a folder that pictures for the documents are put into."""
 
@@ -156,3 +157,33 @@ def test_the_chain_of_forms_ends_with_a_report_whose_videos_play(house: House, p
     fill(page, "LoRA", "run:from-forms")
     house.wait(house.submit(page), "Completed")
     assert len(list((house.folder / "workspace" / "renders").rglob("video.mp4"))) == 1
+
+
+def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
+    house: House, page: Page
+) -> None:
+    for stage in ("ingest", "cache", "encode"):
+        house.form(page, stage, stage)
+        house.wait(house.submit(page), "Completed")
+    house.form(page, "train", "train")
+    fill(page, "Deployed settings", "seldom-saved")
+    fill(page, "Run", "cancelled")
+    fill(page, "Training steps", str(NUM_CANCELLED_STEPS))
+    run = house.submit(page)
+    workspace = house.folder / "workspace"
+    wait_until(lambda: "items" in house.progress(run), "no progress was shown", 120)
+    page.reload()
+    page.get_by_role("button", name="Cancel").first.click(timeout=20_000)
+    page.get_by_role("button", name="Confirm").click()
+    house.wait(run, "Cancelled", within_s=60)
+    saved = list((workspace / "runs" / "cancelled").glob("step-*/commit.json"))
+    assert saved, "no checkpoint was saved"
+    assert not (workspace / "runs" / "cancelled" / "result.json").exists()
+
+    page.reload()
+    page.get_by_role("button", name="Retry").first.click(timeout=20_000)
+    page.get_by_role("button", name="Retry").last.click()
+    house.wait(run, "Completed", within_s=240)
+    losses = (workspace / "runs" / "cancelled" / "losses.jsonl").read_text().splitlines()
+    assert len(losses) == NUM_CANCELLED_STEPS
+    assert any("goes on from" in line for line in house.logs(run))
