@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flows.local import PREFECT_SETTINGS
 from flows.server import free_port, serving
-from hvkf.errors import HvkfError, Stopped
+from hvkf.errors import Stopped
 from hvkf.processes import PARENT_VARIABLE
 
 POOL = "local"
@@ -45,8 +45,8 @@ def write_configs(folder: Path) -> Path:
 
 
 @contextmanager
-def house(folder: Path, port: int) -> Iterator[str]:
-    """Run server, pool and worker with all deployments; yield the address of the UI."""
+def house(folder: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run server, pool and worker with all deployments; yield the UI's address and the worker."""
     folder = folder.absolute()
     home = folder / "prefect"
     home.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,12 @@ def house(folder: Path, port: int) -> Iterator[str]:
     with serving(home, port, {}) as address:
         os.environ["PREFECT_API_URL"] = address
         subprocess.run([sys.executable, "-m", "flows.deploy", "--pool", POOL], check=True, cwd=ROOT)
-        with _worker(home):
-            yield address.removesuffix("/api")
+        with _worker(home) as worker:
+            yield address.removesuffix("/api"), worker
 
 
 @contextmanager
-def _worker(home: Path) -> Iterator[None]:
+def _worker(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     with (home / "worker.log").open("a") as log:
         worker = subprocess.Popen(
             [sys.executable, "-m", "flows.worker", POOL],
@@ -71,9 +71,7 @@ def _worker(home: Path) -> Iterator[None]:
             start_new_session=True,  # the terminal's Ctrl-C is for this process alone
         )
     try:
-        yield
-        if worker.poll() is not None:
-            raise HvkfError(f"The worker ended; its log is {home / 'worker.log'}.")
+        yield worker
     finally:
         worker.terminate()
         try:
@@ -96,8 +94,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     write_configs(given.folder.absolute())
     try:
-        with house(given.folder, given.port or free_port()) as address:
+        with house(given.folder, given.port or free_port()) as (address, worker):
             print(f"Prefect's UI: {address}  (Ctrl-C ends everything)", flush=True)
+            while worker.poll() is None:
+                time.sleep(1)
+            print(
+                f"The worker ended (its log is {given.folder}/prefect/worker.log): the pages stay, "
+                "and nothing runs until this is ended and started again.",
+                file=sys.stderr,
+                flush=True,
+            )
             while True:
                 time.sleep(3600)
     except (KeyboardInterrupt, Stopped):

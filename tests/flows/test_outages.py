@@ -30,7 +30,7 @@ def train_for_long(house: House, run_id: str) -> str:
 def test_a_flow_whose_process_and_worker_were_killed_is_crashed_and_its_job_is_gone(
     tmp_path: Path,
 ) -> None:
-    with serving_house(tmp_path, is_hurt=True) as house:
+    with serving_house(tmp_path) as house:
         run = train_for_long(house, "killed")
         trainers = house.processes("hvkf.cli", "train")
         workers, flows = house.processes("flows.worker"), house.processes("prefect.engine")
@@ -39,6 +39,8 @@ def test_a_flow_whose_process_and_worker_were_killed_is_crashed_and_its_job_is_g
         for process in (*workers, *flows):
             process.kill()
         killed_s = time.monotonic()
+        log = tmp_path / "serve.log"
+        wait_until(lambda: "The worker ended" in log.read_text(), "nobody noticed", 20)
         house.wait(run, "Crashed", within_s=CRASHED_WITHIN_S)
         assert time.monotonic() - killed_s < CRASHED_WITHIN_S
         message = house.ask(f"flow_runs/{run}")["state"]["message"]
@@ -53,7 +55,7 @@ def test_a_server_that_is_away_for_a_minute_ends_no_run(tmp_path: Path) -> None:
         for stage in ("ingest", "cache", "encode"):
             house.wait(house.start(f"{stage}/{stage}", settings="seldom-saved"), "Completed")
         run = house.start(
-            "train/train", settings="seldom-saved", run_id="away", max_train_steps=1500
+            "train/train", settings="seldom-saved", run_id="away", max_train_steps=600
         )
         wait_until(lambda: "items" in house.progress(run), "no progress was shown", 180)
         (server,) = house.processes("flows.server")
