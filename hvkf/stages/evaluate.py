@@ -6,30 +6,32 @@ Reads the run's result, the scenes of held-out videos and the checkpoint; writes
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
-
-from pydantic import Field
 
 from hvkf import ledger
 from hvkf.catalog import read_clips
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists, BadInput
-from hvkf.loras import Lora
 from hvkf.records import (
-    FORMAT_VERSION,
     DatasetCommit,
-    Failure,
-    FileEntry,
     Part,
     Plan,
-    Record,
     Summary,
     digest,
 )
 from hvkf.stages.cache import scenes_root
-from hvkf.stages.evaluate_statistics import Interval
+from hvkf.stages.evaluate_records import (
+    Evaluation,
+    Mean,
+    Means,
+    Metrics,
+    PairRecord,
+    PairTask,
+    Rendered,
+    Settings,
+    metrics_path,
+    pair_path,
+)
 from hvkf.stages.evaluate_weights import check_extras
-from hvkf.stages.render_records import Fidelity
 from hvkf.stages.render_tasks import lora_of_this_run, models_identity
 from hvkf.storage import Store
 
@@ -37,181 +39,6 @@ STAGE = "evaluate"
 STAGE_VERSION = 2
 """2: motion, MS-SSIM and the trivial answers are measured."""
 BASE_FOLDER = "evals/_base"
-LORA_VIDEO, BASE_VIDEO, TRUTH_VIDEO = "lora.mp4", "base.mp4", "truth.mp4"
-FIRST_FRAME, LAST_FRAME = "first.png", "last.png"
-
-
-class PairTask(Record):
-    """A held-out sample to render between its own first and last frame, and where it lies."""
-
-    key: str
-    bucket: str
-    source_sha256: str
-    segment: str
-    position: int
-
-
-class Motion(Record):
-    """How a video goes from frame to frame; measured on itself, so compare with the truth's.
-
-    `flicker` is the mean absolute difference of neighbours in levels of 255 (VBench's temporal
-    flickering, Huang et al. 2024, before it is made a score); `flow_warp` the mean squared error in
-    [0, 1] of each frame against the next one warped back; `end_jump` the step into the last frame
-    as a multiple of the median step; `colour_drift` the furthest that a frame's mean colour is from
-    the line between its keyframes', in levels; `freeze` the share of the steps that the longest
-    still stretch has; `cross_fade` the share of what lies between the ends that a blend of them
-    explains.
-    """
-
-    flicker: float
-    flow_warp: float
-    end_jump: float
-    colour_drift: float
-    freeze: float
-    cross_fade: float
-
-
-class ClipFidelity(Record):
-    """How near a video is to the truth: its ends to the keyframes, all of it to the clip.
-
-    Evaluations of stage version 1 have no `ms_ssim`.
-    """
-
-    first: Fidelity
-    last: Fidelity
-    clip: Fidelity
-    ms_ssim: float | None = None
-    extras: dict[str, float] = Field(default_factory=dict)
-
-
-class PairRecord(Record):
-    """The ledger's word on one rendering of a pair; put last, once.
-
-    `made` is None where `failure` says why. What is rendered without a LoRA also has what depends
-    on no LoRA: the `ceiling`, the true clip behind the VAE alone, which no sampler can be expected
-    to surpass by much; the trivial answers `freeze` (the first frame stays) and `cross_fade`; and
-    the truth's own motion.
-    """
-
-    format_version: int = FORMAT_VERSION
-    key: str
-    bucket: str
-    source: str
-    prompt: str
-    fps: float
-    made: ClipFidelity | None
-    motion: Motion | None = None
-    ceiling: ClipFidelity | None = None
-    freeze: ClipFidelity | None = None
-    cross_fade: ClipFidelity | None = None
-    truth_motion: Motion | None = None
-    features: tuple[float, ...] = ()
-    truth_features: tuple[float, ...] = ()
-    files: tuple[FileEntry, ...]
-    failure: Failure | None = None
-    attempt: str
-
-
-class Evaluation(Record):
-    """What one evaluation is of: the LoRA, the scenes, and where its two kinds of results lie."""
-
-    lora: Lora
-    scenes: str
-    root: str
-    base_root: str
-    pairs: tuple[PairTask, ...]
-
-
-class Settings(Record):
-    """How the pairs were rendered."""
-
-    steps: int
-    guidance: float
-    seed: int
-    precision: str
-    models: str
-    extras: tuple[str, ...] = ()
-
-
-class PairMetrics(Record):
-    """One pair's figures; `files` names its pictures and videos by their paths."""
-
-    key: str
-    bucket: str
-    source: str
-    source_sha256: str = ""
-    prompt: str
-    lora: ClipFidelity
-    base: ClipFidelity
-    ceiling: ClipFidelity
-    freeze: ClipFidelity | None = None
-    cross_fade: ClipFidelity | None = None
-    lora_motion: Motion | None = None
-    base_motion: Motion | None = None
-    truth_motion: Motion | None = None
-    files: dict[str, str]
-
-
-class Mean(Record):
-    """Over pairs: mean PSNR and SSIM, and the PSNR of the mean squared error."""
-
-    psnr_db: float
-    pooled_psnr_db: float
-    ssim: float
-
-
-class Means(Record):
-    """Means of the first frame, the last frame and the whole clip."""
-
-    first: Mean
-    last: Mean
-    clip: Mean
-    ms_ssim: float | None = None
-    extras: dict[str, float] = Field(default_factory=dict)
-
-
-class Comparison(Record):
-    """What the LoRA gained over something else on the same pairs, with its 95% interval."""
-
-    figure: str
-    against: str
-    gain: Interval
-
-
-class Metrics(Record):
-    """What an evaluation found; its presence says that the evaluation is done."""
-
-    format_version: int = FORMAT_VERSION
-    run_id: str
-    checkpoint: str
-    lora_sha256: str
-    settings: Settings
-    lora: Means
-    base: Means
-    ceiling: Means
-    freeze: Means | None = None
-    cross_fade: Means | None = None
-    lora_motion: Motion | None = None
-    base_motion: Motion | None = None
-    truth_motion: Motion | None = None
-    comparisons: tuple[Comparison, ...] = ()
-    pairs: tuple[PairMetrics, ...]
-    failures: tuple[Failure, ...]
-
-
-def pair_path(root: str, key: str) -> str:
-    """Where the record of a pair's rendering lies."""
-    return f"{root}/pairs/{key}.json"
-
-
-def pair_folder(root: str, key: str) -> str:
-    """Where a pair's pictures and videos lie."""
-    return f"{root}/media/{key}"
-
-
-def metrics_path(root: str) -> str:
-    """Where the metrics of an evaluation lie."""
-    return f"{root}/metrics.json"
 
 
 def settings_of(config: Config, store: Store) -> Settings:
@@ -345,13 +172,6 @@ def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
 def evaluation_of(plan: Plan) -> Evaluation:
     """Return what a plan evaluates."""
     return Evaluation.model_validate(plan.inputs["evaluation"])
-
-
-class Rendered(NamedTuple):
-    """A pair's renderings without and with the LoRA."""
-
-    base: PairRecord
-    lora: PairRecord
 
 
 def commit(plan: Plan, store: Store) -> Summary:

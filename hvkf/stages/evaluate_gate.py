@@ -12,7 +12,7 @@ from hvkf.loras import resolve_lora
 from hvkf.records import FORMAT_VERSION, Record, digest
 from hvkf.registry import FOLDER, Version, find_registered
 from hvkf.settings.evaluation import GateConfig, GateFigure
-from hvkf.stages.evaluate import ClipFidelity, Metrics, metrics_path
+from hvkf.stages.evaluate_records import ClipFidelity, Metrics, metrics_path
 from hvkf.stages.evaluate_statistics import MIN_PAIRS, Interval, paired_interval
 from hvkf.stages.promotion import candidate_of, put_into_use
 from hvkf.storage import Store

@@ -28,7 +28,8 @@ from hvkf.model_source import cache_folder
 from hvkf.progress import Progress, progress
 from hvkf.records import Failure, FileEntry
 from hvkf.shards import Sample, Segment
-from hvkf.stages.evaluate import (
+from hvkf.stages.evaluate_extras import Extras
+from hvkf.stages.evaluate_records import (
     BASE_VIDEO,
     FIRST_FRAME,
     LAST_FRAME,
@@ -42,7 +43,6 @@ from hvkf.stages.evaluate import (
     pair_folder,
     pair_path,
 )
-from hvkf.stages.evaluate_extras import Extras
 from hvkf.stages.render_video import fidelity
 from hvkf.stages.rendered_files import put_frame, put_video
 from hvkf.storage import Store

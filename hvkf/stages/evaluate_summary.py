@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from hvkf.errors import BadInput
 from hvkf.records import FileEntry
-from hvkf.stages.evaluate import (
+from hvkf.stages.evaluate_records import (
     ClipFidelity,
     Comparison,
     Evaluation,

@@ -4,8 +4,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hvkf.settings.evaluation import GateConfig
-from hvkf.stages.evaluate import Metrics, PairMetrics
 from hvkf.stages.evaluate_gate import verdict_on
+from hvkf.stages.evaluate_records import Metrics, PairMetrics
 from hvkf.stages.pages import data_uri, render_page
 from hvkf.stages.pictures import as_data_uri, curves
 from hvkf.storage import Store

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from hvkf import ledger
 from hvkf.errors import BadInput
 from hvkf.records import DatasetCommit, TrainResult
-from hvkf.stages.evaluate import Metrics
+from hvkf.stages.evaluate_records import Metrics
 from hvkf.stages.pages import data_uri
 from hvkf.stages.previews import HEIGHT, preview_path, side_by_side, to_jpeg
 from hvkf.storage import Store

@@ -13,7 +13,7 @@ from hvkf.stages.render_records import Checks
 def check_frames(
     frames_FHWC: npt.NDArray[np.uint8], keyframes: Sequence[int], keyframe_psnr_db: float
 ) -> Checks:
-    """Measure a video; what the figures mean is told by `hvkf.stages.evaluate.Motion`.
+    """Measure a video; what the figures mean is told by `hvkf.stages.evaluate_records.Motion`.
 
     Args:
         frames_FHWC: uint8 frames.

@@ -28,7 +28,8 @@ from hvkf.records import Plan
 from hvkf.settings.evaluation import GateConfig
 from hvkf.shards import Segment
 from hvkf.stages import cache, evaluate, evaluate_pairs, ingest
-from hvkf.stages.evaluate import (
+from hvkf.stages.evaluate import choose_pairs
+from hvkf.stages.evaluate_records import (
     ClipFidelity,
     Evaluation,
     Metrics,
@@ -37,7 +38,6 @@ from hvkf.stages.evaluate import (
     PairTask,
     Rendered,
     Settings,
-    choose_pairs,
 )
 from hvkf.stages.evaluate_summary import summarise
 from hvkf.stages.evaluation_report import write_report

@@ -13,15 +13,8 @@ from hvkf.loras import Lora
 from hvkf.registry import find_registered, read_registered
 from hvkf.settings.evaluation import GateConfig
 from hvkf.stages import evaluate_statistics
-from hvkf.stages.evaluate import (
-    ClipFidelity,
-    Mean,
-    Means,
-    Metrics,
-    PairMetrics,
-    Settings,
-)
 from hvkf.stages.evaluate_gate import Decision, gate, judge
+from hvkf.stages.evaluate_records import ClipFidelity, Mean, Means, Metrics, PairMetrics, Settings
 from hvkf.stages.evaluate_statistics import paired_interval
 from hvkf.stages.render_records import Fidelity
 from hvkf.storage import FolderStore, object_sha256
