@@ -6,7 +6,7 @@ import typer
 
 from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_config
 from hvkf.errors import BadInput
-from hvkf.loras import resolve_lora
+from hvkf.loras import Lora, resolve_lora
 from hvkf.records import RunRecord
 from hvkf.registry import (
     Registered,
@@ -21,6 +21,7 @@ from hvkf.registry import (
 )
 from hvkf.stages.promotion import RUN_NAME, candidate_of, flat, person, put_into_use
 from hvkf.storage import Store, open_store
+from hvkf.training.lineage import read_lineage, seen_held_out
 
 registry_app = typer.Typer(
     help="Which LoRA is in use under a name: list, show, promote, rollback, diff.",
@@ -95,10 +96,25 @@ def promote(
     store = _store(context, config, workspace)
     before = find_registered(store, name)
     found = resolve_lora(lora, store)
+    _refuse_contaminated(store, found)
     candidate = candidate_of(store, found, decided_by=by or person(), note=note)
     over = 0 if before is None else before.in_use.version
     version = put_into_use(store, name, found, candidate, over=over)
     print(f"{name} uses version {version.version}, {version.origin}")
+
+
+def _refuse_contaminated(store: Store, lora: Lora) -> None:
+    """Refuse a LoRA that was trained on held-out videos: no evaluation of it means anything."""
+    trained = None if lora.run_id is None else read_lineage(store, lora.run_id)
+    if trained is None or trained.unknown:
+        print(
+            "What this LoRA was trained on is not known in full: it may have seen held-out videos."
+        )
+    if trained is not None and (seen := seen_held_out(store, trained)):
+        raise BadInput(
+            f"{lora.name}, or a LoRA that it began from, was trained on {len(seen)} held-out "
+            f"videos ({', '.join(seen[:3])}): train from scratch on a data set that holds them out."
+        )
 
 
 @registry_app.command(name="rollback", epilog=EPILOG)

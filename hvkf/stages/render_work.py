@@ -86,7 +86,7 @@ def _take(task: RenderTask, store: Store, claims: Claims, attempt: str) -> Busy 
         put_record(store, failure_record(task, failure, attempt))
         return False
     if store.exists(record_path(task.identity)):
-        claims.end(task.identity, "done")  # finished between the look and the claim
+        claims.end(task.identity, "released")  # finished between the look and the claim
         return False
     return True
 

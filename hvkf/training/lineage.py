@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hvkf.catalog import read_clips
+from hvkf.catalog import newest_catalog, read_clips
 from hvkf.loras import Lora
 from hvkf.records import FORMAT_VERSION, Record
 from hvkf.storage import Store
@@ -59,3 +59,16 @@ def read_lineage(store: Store, run_id: str) -> TrainedOn | None:
         return TrainedOn.from_json(store.read(lineage_path(run_id)))
     except FileNotFoundError:
         return None
+
+
+def seen_held_out(store: Store, trained: TrainedOn) -> list[str]:
+    """List held-out videos, of any data set of the workspace, that a LoRA was trained on."""
+    datasets = sorted({path.split("/")[1] for path in store.list("datasets")})
+    sources = set(trained.sources)
+    seen = {
+        clip.source
+        for dataset in datasets
+        for clip in read_clips(store, newest_catalog(store, dataset).catalog)
+        if clip.split == "holdout" and clip.source_sha256 in sources
+    }
+    return sorted(seen)

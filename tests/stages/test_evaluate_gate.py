@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
+from hvkf.catalog import newest_catalog, read_clips
 from hvkf.errors import BadInput
 from hvkf.loras import Lora
 from hvkf.registry import find_registered, read_registered
 from hvkf.settings.evaluation import GateConfig
-from hvkf.stages import evaluate_statistics
+from hvkf.stages import evaluate_statistics, ingest
 from hvkf.stages.evaluate_gate import Decision, gate, judge
 from hvkf.stages.evaluate_records import ClipFidelity, Mean, Means, Metrics, PairMetrics, Settings
 from hvkf.stages.evaluate_statistics import paired_interval
@@ -21,6 +22,7 @@ from hvkf.storage import FolderStore, object_sha256
 from hvkf.training.lineage import TrainedOn, lineage_path, write_lineage
 from tests.commands import run_command
 from tests.finished_runs import write_run
+from tests.workspaces import small_config, write_dataset
 
 RULE = GateConfig(registry="house")
 NUM_TRIALS = 2000
@@ -237,3 +239,25 @@ def test_what_was_trained_on_nobody_knows_what_gets_no_verdict(
     assert verdict.outcome == "no-verdict"
     assert words in verdict.reasons[0]
     assert "hvkf registry promote" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_by_hand_a_lora_that_saw_a_held_out_video_is_refused_and_another_is_not(
+    store: FolderStore, tmp_path: Path, is_seen: bool
+) -> None:
+    config = small_config(tmp_path, write_dataset(tmp_path / "data", 3))
+    plan = ingest.plan(config, store)
+    ingest.run(plan, store, plan.parts)
+    ingest.commit(plan, store)
+    clips = read_clips(store, newest_catalog(store, "default").catalog)
+    side = "holdout" if is_seen else "train"
+    sources = tuple({clip.source_sha256 for clip in clips if clip.split == side})
+    write_run(store, "by-hand")
+    store.put(lineage_path("by-hand"), TrainedOn(sources=sources).to_json())
+    command = ["registry", "promote", "house", "--workspace", str(store.root)]
+    if is_seen:
+        with pytest.raises(BadInput, match=r"trained on 1 held-out videos \(videos/0"):
+            run_command(*command, "--lora", "run:by-hand")
+    else:
+        run_command(*command, "--lora", "run:by-hand")
+        assert read_registered(store, "house").in_use.run_id == "by-hand"

@@ -62,7 +62,8 @@ def test_rows_that_two_manifests_share_are_rendered_once(
         claims = [
             ClaimRecord.from_json(store.read(path)) for path in store.list(f"{CLAIMS}/{identity}")
         ]
-        assert [claim.ended for claim in claims] == ["done"]
+        # Who claims a row in the moment in which it is finished gives it back.
+        assert [claim.ended for claim in claims] in (["done"], ["done", "released"])
     owners = {
         ClaimRecord.from_json(store.read(path)).owner
         for identity in identities["one"]
