@@ -85,7 +85,7 @@ def deploy(pool: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=ROOT,
-        env={"HVKF_CODE": str(ROOT), **os.environ, "HVKF_POOL": pool},
+        env={"HVKF_CODE": str(ROOT), "HVKF_TIME_ZONE": "Etc/UTC", **os.environ, "HVKF_POOL": pool},
         capture_output=True,
         text=True,
         check=False,

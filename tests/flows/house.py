@@ -118,6 +118,18 @@ class House:
         table.write_text("id,first_frame,last_frame,prompt\none,0.png,4.png,a square moves\n")
         return table
 
+    def pasted_rows(self) -> str:
+        """Rows of one pair whose frames lie in the workspace, as a person pastes them."""
+        images = self.folder / "workspace" / "images"
+        images.mkdir(exist_ok=True)
+        (clip, *_) = sorted((self.folder / "data" / "videos").iterdir())
+        for position, frame in decode_frames(clip, [0, 4]):
+            write_png(images / f"{position}.png", frame)
+        return (
+            "id,first_frame,last_frame,prompt,seed\n"
+            "pasted,workspace:images/0.png,workspace:images/4.png,a square moves,7\n"
+        )
+
 
 def wait_until(is_so: Callable[[], bool], complaint: str, within_s: float) -> None:
     """Ask again and again."""

@@ -158,6 +158,23 @@ def test_the_chain_of_forms_ends_with_a_report_whose_videos_play(house: House, p
     house.wait(house.submit(page), "Completed")
     assert len(list((house.folder / "workspace" / "renders").rglob("video.mp4"))) == 1
 
+    house.form(page, "render", "render")
+    fill(page, "Pasted rows", house.pasted_rows())
+    fill(page, "LoRA", "run:from-forms")
+    run = house.submit(page)
+    house.wait(run, "Completed")
+    page.goto(house.artifact(run, "render-quote"))
+    expect(page.get_by_text("1 to render in 1 parts")).to_be_visible(timeout=20_000)
+    shot(page, "render-quote")
+    assert len(list((house.folder / "workspace" / "renders").rglob("video.mp4"))) == 2
+
+
+def test_a_fault_in_pasted_rows_is_told_with_its_row_and_its_fix(house: House, page: Page) -> None:
+    house.form(page, "render", "render")
+    fill(page, "Pasted rows", house.pasted_rows().replace("pasted,", "pasted,../"))
+    message = house.wait(house.submit(page), "Failed")["message"]
+    assert "row 1: first_frame is '../workspace:images/0.png': it leaves" in message
+
 
 def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
     house: House, page: Page

@@ -46,7 +46,7 @@ def test_nights_are_off_until_switched_on_and_a_second_is_refused() -> None:
     assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     (schedule,) = nightly["schedules"]
     assert (schedule["cron"], schedule["active"]) == ("0 2 * * *", False)
-    assert schedule["timezone"]
+    assert schedule["timezone"] == "{{ $HVKF_TIME_ZONE }}"
 
 
 @pytest.mark.parametrize("name", PRESETS)
