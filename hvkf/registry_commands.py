@@ -1,5 +1,6 @@
 """Commands of the registry: what is in use, since when and why; promoting and rolling back."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -199,7 +200,26 @@ def gate(
     print(decide(settings.gate, open_store(settings.workspace), evaluation).model_dump_json())
 
 
+def export_vbench(
+    context: typer.Context,
+    evaluation: Annotated[
+        str, typer.Argument(help="The evaluation's folder or metrics.json in the workspace.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Where to put videos/ and images/.")],
+    config: ConfigOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Writes an evaluation's videos for VBench-I2V, and says how to run it on them."""
+    store = open_store(read_config(context, config, workspace).workspace)
+    from hvkf.stages.evaluate_vbench import export_for_vbench, how_to_run  # Pillow takes a moment
+
+    num_pairs = export_for_vbench(store, evaluation, folder)
+    print(f"{num_pairs} videos and their first keyframes are in {folder}.")
+    print(how_to_run(folder))
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
     app.add_typer(registry_app, name="registry")
     app.command(epilog=EPILOG)(gate)
+    app.command(epilog=EPILOG)(export_vbench)

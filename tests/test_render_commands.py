@@ -12,7 +12,7 @@ from hvkf.stages.render_claims import Claims
 from hvkf.stages.render_records import RenderRecord, record_path
 from hvkf.storage import FORMAT_FILE, FolderStore, file_sha256
 from tests.commands import run_command
-from tests.stages.test_render import config_for, row, rows_of, write_image, write_manifest
+from tests.stages.render_manifests import config_for, row, rows_of, write_image, write_manifest
 
 
 @pytest.fixture

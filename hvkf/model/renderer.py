@@ -123,8 +123,7 @@ class Renderer:
         """
         if self._is_prepared and self._speed.changes_weights:
             # What was rounded to 8 bits would stay rounded, and sums are not made in 8 bits.
-            self._transformer = self._load_transformer()
-            self._is_prepared = False
+            self._reload_transformer()
             for earlier, its_alpha in self._fused:
                 load_lora(self._transformer, earlier, alpha=its_alpha)
                 fuse_lora(self._transformer)
@@ -133,6 +132,20 @@ class Renderer:
         self._fused.append((file, alpha))
         logger.info("LoRA %s: rank %d, alpha %g.", file, loaded.rank, loaded.alpha)
         return loaded
+
+    def forget_loras(self) -> None:
+        """Go back to the checkpoint's weights; the other models, and what they made, stay.
+
+        The transformer is loaded anew: subtracting a LoRA would leave rounding behind.
+        """
+        if self._fused:
+            self._reload_transformer()
+            self._fused = []
+
+    def _reload_transformer(self) -> None:
+        del self._transformer  # two of them need not fit the device
+        self._transformer = self._load_transformer()
+        self._is_prepared = False
 
     def _load_transformer(self) -> HunyuanVideoTransformer3DModel:
         return load_transformer(

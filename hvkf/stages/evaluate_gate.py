@@ -12,7 +12,7 @@ from hvkf.loras import resolve_lora
 from hvkf.records import FORMAT_VERSION, Record, digest
 from hvkf.registry import FOLDER, Version, find_registered
 from hvkf.settings.evaluation import GateConfig, GateFigure
-from hvkf.stages.evaluate_records import ClipFidelity, Metrics, metrics_path
+from hvkf.stages.evaluate_records import ClipFidelity, Metrics, find_metrics
 from hvkf.stages.evaluate_statistics import MIN_PAIRS, Interval, paired_interval
 from hvkf.stages.promotion import candidate_of, put_into_use
 from hvkf.storage import Store
@@ -165,8 +165,7 @@ def gate(rule: GateConfig, store: Store, evaluation: str) -> Gated:
         CorruptData: the LoRA's file is gone or has other bytes.
         TryAgain: another LoRA came into use meanwhile.
     """
-    path = evaluation if evaluation.endswith(".json") else metrics_path(evaluation.rstrip("/"))
-    metrics = _read_metrics(store, path)
+    path, metrics = find_metrics(store, evaluation)
     registered = find_registered(store, rule.registry)
     present = None if registered is None else registered.in_use
     lora = resolve_lora(f"run:{metrics.run_id}/{metrics.checkpoint}", store)
@@ -234,7 +233,7 @@ def _verdict(rule: GateConfig, store: Store, metrics: Metrics, present: Version 
             against=against,
             against_version=present.version,
         )
-    return judge(rule, metrics, _read_metrics(store, present.evaluation), present.version)
+    return judge(rule, metrics, find_metrics(store, present.evaluation)[1], present.version)
 
 
 def _seen(store: Store, metrics: Metrics) -> str:
@@ -260,16 +259,6 @@ def _seen(store: Store, metrics: Metrics) -> str:
             "on an ingested data set, or promote it by hand with `hvkf registry promote`"
         )
     return ""
-
-
-def _read_metrics(store: Store, path: str) -> Metrics:
-    try:
-        return Metrics.from_json(store.read(path))
-    except FileNotFoundError:
-        raise BadInput(
-            f"There is no evaluation {path} in {store.url}: run `hvkf evaluate`, and give the path "
-            "of the metrics.json that it names."
-        ) from None
 
 
 def _put_decision(store: Store, decision: Decision) -> str:

@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from hvkf.errors import BadInput
 from hvkf.loras import Lora
 from hvkf.records import FORMAT_VERSION, Failure, FileEntry, Record
 from hvkf.stages.evaluate_statistics import Interval
 from hvkf.stages.render_records import Fidelity
+from hvkf.storage import Store
 
 LORA_VIDEO, BASE_VIDEO, TRUTH_VIDEO = "lora.mp4", "base.mp4", "truth.mp4"
 FIRST_FRAME, LAST_FRAME = "first.png", "last.png"
@@ -184,6 +186,22 @@ def pair_folder(root: str, key: str) -> str:
 def metrics_path(root: str) -> str:
     """Where the metrics of an evaluation lie."""
     return f"{root}/metrics.json"
+
+
+def find_metrics(store: Store, evaluation: str) -> tuple[str, Metrics]:
+    """Read an evaluation's metrics by their path, or by the folder that they lie in.
+
+    Raises:
+        BadInput: there is no such evaluation.
+    """
+    path = evaluation if evaluation.endswith(".json") else metrics_path(evaluation.rstrip("/"))
+    try:
+        return path, Metrics.from_json(store.read(path))
+    except FileNotFoundError:
+        raise BadInput(
+            f"There is no evaluation {path} in {store.url}: run `hvkf evaluate`, and give the path "
+            "of the metrics.json that it names."
+        ) from None
 
 
 class Rendered(NamedTuple):

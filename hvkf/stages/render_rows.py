@@ -67,8 +67,9 @@ def render_rows(
     with progress("render", sum(task.row.steps for task in missing)) as shown:
         try:
             with _Renewing(claims):
+                renderer = Renderer(config.model, store, render.precision, render.speed)
                 for lora in dict.fromkeys(task.lora for task in missing):
-                    worker = _Worker(config, store, loras[lora], models, claims, shown)
+                    worker = _Worker(config, store, renderer, loras[lora], models, claims, shown)
                     worker.work_off([task for task in missing if task.lora == lora])
                     changed += worker.changed
                     worker.pace.put(store)
@@ -111,12 +112,13 @@ class _Renewing:
 
 
 class _Worker:
-    """The loaded models of one LoRA, and the settings under which they render rows."""
+    """The loaded models with one LoRA, and the settings under which they render rows."""
 
     def __init__(
         self,
         config: Config,
         store: Store,
+        renderer: Renderer,
         lora: Lora,
         models: str,
         claims: Claims,
@@ -132,7 +134,8 @@ class _Worker:
         folder = split_location(config.render.manifest).folder
         self._images = ImageFolders(folder, store.url, config.render.allowed_folders)
         file = local_lora_file(lora, store)
-        self._renderer = Renderer(config.model, store, config.render.precision, config.render.speed)
+        self._renderer = renderer
+        self._renderer.forget_loras()
         self._alpha: float | None = None
         if file is not None:
             self._alpha = self._renderer.fuse_lora(file, config.render.lora_alpha).alpha

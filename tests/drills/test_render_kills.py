@@ -20,7 +20,7 @@ from hvkf.stages.render_records import LEDGER
 from hvkf.storage import FolderStore
 from tests.drills.killing import PHASES, Moment, run_and_count, run_and_kill, stored_bytes
 from tests.drills.test_kills import stage_work
-from tests.stages.test_render import config_for, row, write_image, write_manifest
+from tests.stages.render_manifests import config_for, row, write_image, write_manifest
 
 NUM_MOMENTS = 10
 NUM_ROWS = 3

@@ -121,6 +121,17 @@ def test_a_lora_is_merged_and_changes_the_video(fresh: Renderer, base: Renderer)
     assert int(difference.abs().max()) <= 1
 
 
+def test_without_its_lora_a_renderer_is_the_base_again_and_encodes_no_prompt_anew(
+    fresh: Renderer, base: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = base.render(PAIR, "A cat.", seed=1, **SHORT)
+    fresh.fuse_lora(LORA, alpha=8)
+    fresh.render(PAIR, "A cat.", seed=1, **SHORT)
+    monkeypatch.setattr(renderer_module, "encode_prompts", None)
+    fresh.forget_loras()
+    assert torch.equal(fresh.render(PAIR, "A cat.", seed=1, **SHORT), without)
+
+
 def test_a_prompt_is_encoded_once(base: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     captions: list[str] = []
 

@@ -1,12 +1,10 @@
 """Evaluating a run on held-out pairs: which pairs, which figures, and what survives a kill."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,67 +19,22 @@ from hvkf import catalog, ledger
 from hvkf.captions import clean_caption
 from hvkf.config import Config
 from hvkf.errors import BadInput
-from hvkf.loras import Lora
 from hvkf.model.image_quality import likeness
 from hvkf.model.renderer import Renderer
 from hvkf.records import Plan
-from hvkf.settings.evaluation import GateConfig
 from hvkf.shards import Segment
 from hvkf.stages import cache, evaluate, evaluate_pairs, ingest
 from hvkf.stages.evaluate import choose_pairs
 from hvkf.stages.evaluate_records import (
-    ClipFidelity,
-    Evaluation,
-    Metrics,
-    Motion,
     PairRecord,
     PairTask,
-    Rendered,
-    Settings,
 )
-from hvkf.stages.evaluate_summary import summarise
-from hvkf.stages.evaluation_report import write_report
-from hvkf.stages.render_records import Fidelity
 from hvkf.storage import FolderStore
 from hvkf.video import decode_frames, probe
 from tests.finished_runs import write_run
+from tests.stages.evaluations import NUM_PAIRS, config_in, evaluated, made_up, read_metrics
 from tests.stages.killed_store import Killed, KilledStore, differing, tree
-from tests.workspaces import small_config, write_dataset
-
-NUM_PAIRS = 2
-
-
-def evaluated(config: Config, store: FolderStore, order: Sequence[int] | None = None) -> Any:
-    """Plan, run the parts in the given order, commit."""
-    plan = evaluate.plan(config, store)
-    parts = plan.parts if order is None else [plan.parts[index] for index in order]
-    for part in parts:
-        evaluate.run(plan, store, [part])
-    return evaluate.commit(plan, store)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a data set, its scenes, and a run that looks finished."""
-    folder = tmp_path_factory.mktemp("prepared")
-    write_dataset(folder / "data", 4)
-    config = config_in(folder)
-    store = FolderStore(folder / "workspace")
-    for stage in (ingest, cache):
-        plan = stage.plan(config, store)
-        stage.run(plan, store, plan.parts)
-        stage.commit(plan, store)
-    write_run(store, "test")
-    return folder
-
-
-def config_in(folder: Path, **evaluation: object) -> Config:
-    return small_config(
-        folder,
-        folder / "data" / "metadata.csv",
-        ingest={"min_holdout": 2},
-        evaluate={"num_pairs": NUM_PAIRS, **evaluation},
-    )
+from tests.workspaces import small_config
 
 
 @pytest.fixture
@@ -94,20 +47,6 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def store(folder: Path) -> FolderStore:
     return FolderStore(folder / "workspace")
-
-
-@pytest.fixture(scope="module")
-def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with an evaluation; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
-    shutil.copytree(prepared, folder, dirs_exist_ok=True)
-    evaluated(config_in(folder), FolderStore(folder / "workspace"))
-    return folder
-
-
-def read_metrics(workspace: Path) -> Metrics:
-    (file,) = (workspace / "evals" / "test").rglob("metrics.json")
-    return Metrics.from_json(file.read_bytes())
 
 
 def pair(key: str, bucket: str = "32x32x5", source: str = "s") -> PairTask:
@@ -237,19 +176,6 @@ def test_pictures_and_videos_are_the_truth_and_the_renderings(finished: Path) ->
         assert likeness(played, truth[:5]).psnr_db > 25
 
 
-def test_the_report_holds_all_it_shows_itself(finished: Path) -> None:
-    (file,) = (finished / "workspace").rglob("report.html")
-    page = file.read_text(encoding="utf-8")
-    assert page.count("data:video/mp4;base64,") == 3 * NUM_PAIRS
-    assert page.count("data:image/png;base64,") == 2 * NUM_PAIRS + 1  # and the run's curves
-    assert not re.findall(r"""(?:src|href|poster)=["'](?!data:)""", page)
-    assert "http" not in page
-    metrics = read_metrics(finished / "workspace")
-    assert f"{metrics.lora.first.psnr_db:.2f} dB" in page
-    for entry in metrics.pairs:
-        assert entry.source in page
-
-
 def test_trivial_answers_and_motion_are_measured(finished: Path) -> None:
     workspace, config = finished / "workspace", config_in(finished)
     for entry in read_metrics(workspace).pairs:
@@ -263,45 +189,6 @@ def test_trivial_answers_and_motion_are_measured(finished: Path) -> None:
         assert entry.lora_motion is not None
 
 
-def made_up(count: int) -> Metrics:
-    """An evaluation whose LoRA gains 2 dB on the base, and more than a cross-fade loses."""
-
-    def clip(psnr_db: float) -> ClipFidelity:
-        fidelity = Fidelity(mse=10 ** (-psnr_db / 10), psnr_db=psnr_db, ssim=psnr_db / 100)
-        return ClipFidelity(first=fidelity, last=fidelity, clip=fidelity)
-
-    def record(key: str, psnr_db: float) -> PairRecord:
-        motion = Motion(flicker=1, flow_warp=0, end_jump=1, colour_drift=0, freeze=1, cross_fade=0)
-        return PairRecord(
-            key=key,
-            bucket="32x32x5",
-            source=key,
-            prompt="",
-            fps=24,
-            made=clip(psnr_db),
-            motion=motion,
-            ceiling=clip(40),
-            freeze=clip(psnr_db - 5),
-            cross_fade=clip(psnr_db - 4),
-            truth_motion=motion.model_copy(update={"freeze": 0.0}),
-            files=(),
-            attempt="a",
-        )
-
-    pairs = [(f"pair-{number:02d}", 20 + number / 10) for number in range(count)]
-    work = Evaluation(
-        lora=Lora(name="run:test", sha256="0" * 64, run_id="test", checkpoint="step-00000004"),
-        scenes="s",
-        root="evals/test/step/d",
-        base_root="evals/_base/b",
-        pairs=(),
-    )
-    models = Settings(steps=1, guidance=6, seed=0, precision="fp32", models="m")
-    return summarise(
-        work, models, [Rendered(record(key, db), record(key, db + 2)) for key, db in pairs]
-    )
-
-
 def test_gains_are_compared_with_the_base_and_both_trivial_answers(store: FolderStore) -> None:
     metrics = made_up(25)
     gains = {(entry.figure, entry.against): entry.gain for entry in metrics.comparisons}
@@ -309,18 +196,6 @@ def test_gains_are_compared_with_the_base_and_both_trivial_answers(store: Folder
     assert gains["clip_psnr_db", "a freeze"].mean == pytest.approx(7)
     assert gains["clip_psnr_db", "a cross-fade"].low == pytest.approx(6)
     assert made_up(7).comparisons == ()
-
-
-def test_the_report_of_many_pairs_shows_the_ten_worst_and_the_ten_best(store: FolderStore) -> None:
-    write_report(store, "report.html", made_up(25), GateConfig())
-    page = store.read("report.html").decode()
-    worst, best = page.index("The 10 worst pairs"), page.index("The 10 best pairs")
-    assert worst < page.index("<h3>pair-00") < page.index("<h3>pair-09") < best
-    assert best < page.index("<h3>pair-24") < page.index("<h3>pair-15")
-    assert "<h3>pair-12" not in page
-    assert page.count("Looks like a still") == 25
-    assert '<b class="good">promote</b>' in page
-    assert "against the base model" in page
 
 
 def test_an_evaluation_that_is_done_is_not_done_again(

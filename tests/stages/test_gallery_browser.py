@@ -10,7 +10,7 @@ from hvkf.stages import render
 from hvkf.storage import FolderStore, open_store
 from tests.flows.test_browser import CHROMIUM, FLAGS
 from tests.s3_server import S3Service, s3_service
-from tests.stages.test_render import config_for, row, write_image, write_manifest
+from tests.stages.render_manifests import config_for, row, write_image, write_manifest
 
 NUM_ROWS = 60
 PER_PAGE = 48

@@ -1,7 +1,5 @@
 """Rendering a manifest: each row once, from its own content alone, whatever happens to others."""
 
-import csv
-import io
 import json
 import re
 import shutil
@@ -18,100 +16,25 @@ import torch
 from PIL import Image
 
 from hvkf import ledger
-from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.model.image_quality import likeness
 from hvkf.model.renderer import Renderer
-from hvkf.records import Plan, Summary
+from hvkf.records import Plan
 from hvkf.stages import render, render_claims, render_rows
-from hvkf.stages.render_records import RenderTask
-from hvkf.stages.render_rows_file import read_parts
 from hvkf.storage import FolderStore, file_sha256
 from hvkf.video import decode_frames, probe
-from tests.finished_runs import write_run
 from tests.stages.killed_store import Killed, KilledStore, differing, tree
-from tests.workspaces import GOLDEN, small_config
-
-SIDE = 32
-LORA = GOLDEN / "lora_r4_a8.sft"
-
-
-def write_image(file: Path, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file)
-
-
-def write_manifest(folder: Path, rows: list[dict[str, object]], name: str = "pairs.csv") -> Path:
-    columns = dict.fromkeys(
-        ["id", "first_frame", "last_frame", "prompt", *(k for r in rows for k in r)]
-    )
-    sink = io.StringIO(newline="")
-    writer = csv.DictWriter(sink, list(columns))
-    writer.writeheader()
-    writer.writerows(rows)
-    (folder / name).write_text(sink.getvalue(), encoding="utf-8")
-    return folder / name
-
-
-def row(
-    name: str, first: str = "a.png", last: str = "b.png", **further: object
-) -> dict[str, object]:
-    return {"id": name, "first_frame": first, "last_frame": last, "prompt": "A cat.", **further}
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """A folder of images."""
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    write_image(folder / "a.png", 1)
-    write_image(folder / "b.png", 2)
-    write_image(folder / "wide.png", 3, (70, 40))
-    return folder
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FolderStore:
-    return FolderStore(tmp_path / "workspace")
-
-
-def config_for(manifest: Path, **settings: object) -> Config:
-    return small_config(
-        manifest.parents[1],
-        Path("metadata.csv"),
-        render={"manifest": str(manifest), "lora": str(LORA), "lora_alpha": 8.0, **settings},
-    )
-
-
-def rendered(config: Config, store: FolderStore) -> Summary:
-    """Plan, run all parts, commit."""
-    plan = render.plan(config, store)
-    if plan.parts:
-        render.run(plan, store, plan.parts)
-    return render.commit(plan, store)
-
-
-def rows_of(plan: Plan, store: FolderStore, *parts: int) -> list[RenderTask]:
-    """Read the rows of some parts, of all when none is named."""
-    return read_parts(store, [plan.parts[index] for index in parts] if parts else plan.parts)
-
-
-def without_times(found: dict[str, bytes]) -> dict[str, bytes]:
-    """Take the clock's words out of tables of results: all else must be equal bytes."""
-
-    def timeless(data: bytes) -> bytes:
-        table = pq.ParquetFile(io.BytesIO(data)).read().drop_columns(["begun_s", "seconds"])
-        return json.dumps(table.to_pylist()).encode()
-
-    return {
-        name: timeless(data) if name.endswith("/results.parquet") else data
-        for name, data in found.items()
-    }
-
-
-def results(store: FolderStore, summary: Summary) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(store.root / summary.links["results"]).to_pylist()
-    return found
+from tests.stages.render_manifests import (
+    LORA,
+    config_for,
+    rendered,
+    results,
+    row,
+    rows_of,
+    without_times,
+    write_image,
+    write_manifest,
+)
 
 
 def test_rows_become_videos_with_their_settings_beside_them(
@@ -380,24 +303,6 @@ def gallery_rows(script: str) -> list[dict[str, Any]]:
     assert found is not None
     columns, rows = json.loads(found[1]), json.loads(found[2])
     return [dict(zip(columns, cells, strict=True)) for cells in rows]
-
-
-def test_without_a_lora_setting_this_configurations_run_is_used(
-    pairs: Path, store: FolderStore
-) -> None:
-    config = config_for(write_manifest(pairs, [row("one")]), lora=None)
-    with pytest.raises(BadInput, match=r"render\.lora is not set.*no run 'test'"):
-        render.plan(config, store)
-    write_run(store, "test")
-    (found,) = results(store, rendered(config, store))
-    assert found["lora"] == "run:test/step-00000004"
-
-
-def test_the_base_model_renders_without_a_lora(pairs: Path, store: FolderStore) -> None:
-    config = config_for(write_manifest(pairs, [row("one")]), lora="none")
-    (found,) = results(store, rendered(config, store))
-    beside = json.loads((store.root / found["video"]).with_suffix(".json").read_bytes())
-    assert (beside["lora"], beside["lora_sha256"], beside["lora_alpha"]) == ("none", None, None)
 
 
 def test_planning_and_committing_load_no_torch(pairs: Path, store: FolderStore) -> None:

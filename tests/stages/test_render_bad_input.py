@@ -9,25 +9,10 @@ from hvkf.manifest import parse_manifest, stream_manifest
 from hvkf.settings.rendering import RenderConfig
 from hvkf.stages import render
 from hvkf.storage import FolderStore
-from tests.stages.test_render import config_for, row, rows_of, write_image, write_manifest
+from tests.stages.render_manifests import config_for, row, rows_of, write_manifest
 
 MEGABYTE = 1_000_000
 HEADER = b"id,first_frame,last_frame,prompt,comment\n"
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    write_image(folder / "a.png", 1)
-    write_image(folder / "b.png", 2)
-    write_image(folder / "wide.png", 3, (70, 40))
-    return folder
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FolderStore:
-    return FolderStore(tmp_path / "workspace")
 
 
 def test_unknown_loras_are_named_with_their_rows_all_at_once(

@@ -11,7 +11,14 @@ from hvkf.progress import PROGRESS_VARIABLE
 from hvkf.stages import render, render_rows
 from hvkf.stages.render_claims import CLAIMS, ClaimRecord
 from hvkf.storage import FolderStore
-from tests.stages.test_render import config_for, results, row, rows_of, write_image, write_manifest
+from tests.stages.render_manifests import (
+    config_for,
+    results,
+    row,
+    rows_of,
+    write_image,
+    write_manifest,
+)
 
 
 def test_rows_that_two_manifests_share_are_rendered_once(

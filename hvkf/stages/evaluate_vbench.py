@@ -1,0 +1,66 @@
+"""An evaluation's videos as VBench-I2V reads custom input (Huang et al. 2025, VBench++).
+
+VBench pins packages of its own, so it runs in an environment of its own. It takes a folder of
+videos `NAME-0.mp4` and one of images `NAME.jpg`, where NAME is the prompt.
+"""
+
+import io
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from hvkf.progress import progress
+from hvkf.stages.evaluate_records import FIRST_FRAME, LORA_VIDEO, PairMetrics, find_metrics
+from hvkf.storage import Store
+
+VIDEOS, IMAGES = "videos", "images"
+MAX_PROMPT_LENGTH = 150
+JPEG_QUALITY = 95
+
+
+def export_for_vbench(store: Store, evaluation: str, folder: Path) -> int:
+    """Write the LoRA's videos and their first keyframes; files of these names are replaced.
+
+    Args:
+        store: The workspace.
+        evaluation: Path of its metrics.json, or of the folder with it.
+        folder: Where `videos/` and `images/` come.
+
+    Returns:
+        How many pairs there are.
+
+    Raises:
+        BadInput: there is no such evaluation.
+    """
+    _, metrics = find_metrics(store, evaluation)
+    for name in (VIDEOS, IMAGES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with progress("pairs", len(metrics.pairs)) as shown:
+        for pair in metrics.pairs:
+            name = _name(pair)
+            video = store.read(pair.files[Path(LORA_VIDEO).stem])
+            (folder / VIDEOS / f"{name}-0.mp4").write_bytes(video)
+            image = Image.open(io.BytesIO(store.read(pair.files[Path(FIRST_FRAME).stem])))
+            image.convert("RGB").save(folder / IMAGES / f"{name}.jpg", quality=JPEG_QUALITY)
+            shown.advance()
+    return len(metrics.pairs)
+
+
+def how_to_run(folder: Path) -> str:
+    """Say which command measures what was exported, and which weights it wants where."""
+    return (
+        "In an environment and a clone of VBench's own (Vchitect/VBench):\n"
+        "  python evaluate_i2v.py --mode=custom_input --ratio 16-9 --dimension i2v_subject \\\n"
+        f"    --videos_path {folder.absolute() / VIDEOS} \\\n"
+        f"    --custom_image_folder {folder.absolute() / IMAGES}\n"
+        "i2v_subject wants DINO ViT-B/16 as dino_model/dino_vitbase16_pretrain.pth, beside its\n"
+        "repository as dino_model/facebookresearch_dino_main/, under $VBENCH_CACHE_DIR or\n"
+        "~/.cache/vbench; what is missing is fetched. docs/evaluation.md lists the dimensions."
+    )
+
+
+def _name(pair: PairMetrics) -> str:
+    """The prompt as a file's name, with the pair's key: prompts may repeat."""
+    prompt = re.sub(r"[^\w ,.()'-]+", " ", pair.prompt).strip()[:MAX_PROMPT_LENGTH].strip()
+    return f"{prompt} ({pair.key[:8]})"
