@@ -26,7 +26,6 @@ from hvkf.storage import Store, explain_full_disk, file_sha256
 SHARD_LIMIT_BYTES = 64 << 20
 SCRATCH_PREFIX = "hvkf-segment-"
 INDEX_NAME = "index.json"
-ZSTD = "zstd:3"
 
 Sample = dict[str, Any]
 BFLOAT16_COLUMN = "ndarray:uint16"
@@ -48,9 +47,7 @@ class _HashingWriter(MDSWriter):
 class SegmentWriter:
     """Collects one segment's samples in scratch; nothing is visible until `commit`."""
 
-    def __init__(
-        self, segment_id: str, bucket: str, columns: dict[str, str], compression: str
-    ) -> None:
+    def __init__(self, segment_id: str, bucket: str, columns: dict[str, str]) -> None:
         self.segment_id = segment_id
         self.bucket = bucket
         _sweep_scratch()
@@ -60,7 +57,6 @@ class SegmentWriter:
         self._writer = _HashingWriter(
             out=str(self._folder / "mds"),
             columns=columns,
-            compression=ZSTD if compression == "zstd" else None,
             hashes=["sha256"],
             size_limit=SHARD_LIMIT_BYTES,
         )
@@ -152,27 +148,25 @@ class Segment:
         )
 
     def _open(self, shard: dict[str, Any]) -> Any:
-        packed = shard["zip_data"]
-        raw_name = shard["raw_data"]["basename"]
-        stored_name = packed["basename"] if packed else raw_name
-        stored = self._store.local_path(f"{self.record.prefix}/{stored_name}")
-        if packed is None and stored is not None:
-            self._check(stored_name, stored)
-            folder = stored.parent
+        name = shard["raw_data"]["basename"]
+        stored = self._store.local_path(f"{self.record.prefix}/{name}")
+        if stored is None:
+            folder = self._fetched(name)
         else:
-            folder = self._unpacked(stored_name, raw_name, shard["compression"])
-        return reader_from_json(str(folder), "", {**shard, "zip_data": None, "compression": None})
+            self._check(name, stored)
+            folder = stored.parent
+        return reader_from_json(str(folder), "", shard)
 
-    def _unpacked(self, stored_name: str, raw_name: str, compression: str | None) -> Path:
-        """Bring a shard's uncompressed file into the cache, which is named by content."""
-        folder = self._cache / self._entries[stored_name].sha256
-        if not (folder / raw_name).exists():
-            data = self._checked_bytes(stored_name)
+    def _fetched(self, name: str) -> Path:
+        """Bring a shard's file into the cache, which is named by content."""
+        folder = self._cache / self._entries[name].sha256
+        if not (folder / name).exists():
+            data = self._checked_bytes(name)
             with explain_full_disk(self._cache):
                 folder.mkdir(parents=True, exist_ok=True)
                 temporary = folder / f".{os.getpid()}"
-                temporary.write_bytes(decompress(compression, data) if compression else data)
-                temporary.replace(folder / raw_name)
+                temporary.write_bytes(data)
+                temporary.replace(folder / name)
         return folder
 
     def _check(self, name: str, file: Path) -> None:

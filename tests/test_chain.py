@@ -13,7 +13,7 @@ from hvkf import ledger
 from hvkf.cli import STAGES, run_stage
 from hvkf.config import Config
 from hvkf.records import DatasetCommit, SegmentRecord, Summary
-from hvkf.stages.cache import scenes_root
+from hvkf.stages.cache import SCENES_ROOT
 from hvkf.stages.encode import latents_root
 from hvkf.stages.pictures import LABEL_HEIGHT, draw
 from hvkf.stages.previews import HEIGHT
@@ -31,7 +31,7 @@ def run_stages(config: Config, stages: tuple[str, ...] = DATA_STAGES) -> list[Su
 def newest(config: Config, kind: str) -> tuple[DatasetCommit, list[SegmentRecord]]:
     """Read the newest commit of the scenes or latents, and its segments."""
     store = FolderStore(Path(config.workspace))
-    root = scenes_root(config) if kind == "scenes" else latents_root(config, store)
+    root = SCENES_ROOT if kind == "scenes" else latents_root(config, store)
     commit = ledger.latest_dataset(store, root, config.ingest.dataset)
     assert commit is not None
     return commit, [ledger.read_segment(store, root, segment) for segment in commit.segments]

@@ -12,7 +12,7 @@ from hvkf.config import Config
 from hvkf.errors import CorruptData
 from hvkf.records import Summary
 from hvkf.shards import Segment
-from hvkf.stages.cache import scenes_root
+from hvkf.stages.cache import SCENES_ROOT
 from hvkf.storage import Store, open_folder, open_store
 from hvkf.verify import verify_workspace
 from hvkf.video import decode_frames, write_png
@@ -76,7 +76,7 @@ def test_the_whole_chain_runs_on_s3_and_a_flipped_bit_is_named(config: Config) -
     assert [path for path in store.list("renders") if path.endswith(".mp4")]
     assert verify_workspace(store)[1] == []
 
-    root = scenes_root(config)
+    root = SCENES_ROOT
     commit = ledger.latest_dataset(store, root, config.ingest.dataset)
     assert commit is not None
     record = ledger.read_segment(store, root, commit.segments[0])

@@ -189,7 +189,6 @@ def test_a_full_disk_is_said_and_leaves_nothing_that_counts(
         tmp_path,
         f"--workspace={small_disk / 'w'}",
         "--cache.bucket_reso=64x64x33",
-        "--cache.compression=none",
     )
     assert hvkf("ingest", *settings).returncode == 0
     said = refused("cache", *settings)

@@ -18,6 +18,7 @@ from hvkf.buckets import Bucket, assign
 from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.infer import Request, infer
+from hvkf.lossless_video import unpack_frames
 from hvkf.model import renderer as renderer_module
 from hvkf.model.flow_matching import drop_captions, sample_losses, sample_sigmas
 from hvkf.model.loading import load_transformer
@@ -31,7 +32,7 @@ from hvkf.settings.data import DataConfig
 from hvkf.settings.experiment import ModelConfig
 from hvkf.shards import Sample, Segment
 from hvkf.stages import cache, encode, evaluate, ingest, render, render_rows, train
-from hvkf.stages.cache import scenes_root
+from hvkf.stages.cache import SCENES_ROOT
 from hvkf.stages.encode import latents_root
 from hvkf.storage import FolderStore
 from hvkf.training.batch_plan import MicroBatch
@@ -125,12 +126,13 @@ def test_fault_1_a_clip_that_fits_one_side_is_scaled_to_cover_the_other(
 ) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (540, 960, 3), dtype=np.uint8)
     assert resize_to_cover(frame, 960, 544).shape == (544, 960, 3)
-    scenes = samples_of(config, store, scenes_root(config), tmp_path)
+    scenes = samples_of(config, store, SCENES_ROOT, tmp_path)
     for scene in (scene for scene in scenes if shape_of(scene) == "64x64"):
-        assert scene["video"].shape == (5, 64, 64, 3)
+        video = unpack_frames(scene["video"])
+        assert video.shape == (5, 64, 64, 3)
         decoded = decode_frames(metadata.parent / scene["source"], range(5))
         expected = [resize_to_cover(pixels, 64, 64) for _, pixels in decoded]
-        assert np.array_equal(scene["video"], np.stack(expected))
+        assert np.array_equal(video, np.stack(expected))
 
 
 def clip_of(width: int, height: int) -> Clip:
@@ -147,7 +149,7 @@ def test_fault_2_a_size_and_its_turned_twin_take_each_clip_once(
     twins = [Bucket(1280, 720, 33), Bucket(720, 1280, 33)]
     members = assign([clip_of(1920, 1080), clip_of(1080, 1920)], twins).members
     assert sorted(position for of in members.values() for position in of) == [0, 1]
-    scenes = samples_of(config, store, scenes_root(config), tmp_path)
+    scenes = samples_of(config, store, SCENES_ROOT, tmp_path)
     made = [(scene["source"], shape_of(scene)) for scene in scenes]
     assert len(set(made)) == len(made) == NUM_CLIPS * 2
     assert {(scene["original_width"], scene["original_height"]) for scene in scenes} == {(64, 60)}
@@ -175,7 +177,7 @@ def test_fault_4_any_number_of_workers_stores_each_sample_once_with_what_it_is(
 ) -> None:
     root = latents_root(config, store)
     latents = samples_of(config, store, root, tmp_path)
-    scenes = samples_of(config, store, scenes_root(config), tmp_path)
+    scenes = samples_of(config, store, SCENES_ROOT, tmp_path)
     assert sorted(sample["item_key"] for sample in latents) == sorted(
         scene["item_key"] for scene in scenes
     )

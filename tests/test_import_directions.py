@@ -46,6 +46,7 @@ LEVELS = [
         "hvkf.storage",
         "hvkf.storage_s3",
         "hvkf.video",
+        "hvkf.lossless_video",
         "hvkf.near_duplicates",
         "hvkf.containers",
         "hvkf.buckets",

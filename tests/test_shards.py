@@ -19,8 +19,8 @@ COLUMNS = {"item_key": "str", "caption": "str", "video": "ndarray:uint8"}
 SEGMENT = "0123456789abcdef0123456789abcdef"
 
 
-def write(store: FolderStore, compression: str, num_items: int = 5) -> SegmentRecord:
-    writer = SegmentWriter(SEGMENT, "64x64x17", COLUMNS, compression)
+def write(store: FolderStore, num_items: int = 5) -> SegmentRecord:
+    writer = SegmentWriter(SEGMENT, "64x64x17", COLUMNS)
     try:
         for number in range(num_items):
             video = np.full((3, 8, 8, 3), number, np.uint8)
@@ -31,10 +31,9 @@ def write(store: FolderStore, compression: str, num_items: int = 5) -> SegmentRe
         writer.close()
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_samples_are_read_back(tmp_path: Path, compression: str) -> None:
+def test_samples_are_read_back(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "w")
-    record = write(store, compression)
+    record = write(store)
     segment = Segment(store, record, tmp_path / "cache")
     assert len(segment) == 5
     for position, item in enumerate(record.items):
@@ -45,12 +44,9 @@ def test_samples_are_read_back(tmp_path: Path, compression: str) -> None:
         assert segment.item_sha256(position) == item.sha256
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_two_attempts_make_the_same_bytes_under_the_same_names(
-    tmp_path: Path, compression: str
-) -> None:
+def test_two_attempts_make_the_same_bytes_under_the_same_names(tmp_path: Path) -> None:
     stores = [FolderStore(tmp_path / name) for name in "ab"]
-    first, second = (write(store, compression) for store in stores)
+    first, second = (write(store) for store in stores)
     assert first == second
     for entry in first.files:
         path = f"{first.prefix}/{entry.name}"
@@ -59,7 +55,7 @@ def test_two_attempts_make_the_same_bytes_under_the_same_names(
 
 def test_nothing_is_visible_before_the_commit(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "w")
-    writer = SegmentWriter(SEGMENT, "64x64x17", COLUMNS, "none")
+    writer = SegmentWriter(SEGMENT, "64x64x17", COLUMNS)
     writer.add(
         "a", "s", {"item_key": "a", "caption": "c", "video": np.zeros((1, 1, 1, 3), np.uint8)}
     )
@@ -69,14 +65,13 @@ def test_nothing_is_visible_before_the_commit(tmp_path: Path) -> None:
 
 def test_a_segment_whose_items_all_failed_is_an_empty_one(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "w")
-    record = write(store, "none", num_items=0)
+    record = write(store, num_items=0)
     assert len(Segment(store, record, tmp_path / "cache")) == 0
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_a_flipped_bit_is_found_and_its_shard_named(tmp_path: Path, compression: str) -> None:
+def test_a_flipped_bit_is_found_and_its_shard_named(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "w")
-    record = write(store, compression)
+    record = write(store)
     shard = next(entry.name for entry in record.files if entry.name.startswith("shard"))
     file = store.root / record.prefix / shard
     content = bytearray(file.read_bytes())
@@ -99,6 +94,6 @@ def test_what_a_killed_writer_left_in_scratch_is_swept(
     alive = tmp_path / "scratch" / f"hvkf-segment-{os.getpid()}-abc"
     for folder in (left, alive):
         folder.mkdir(parents=True)
-    write(FolderStore(tmp_path / "w"), "none")
+    write(FolderStore(tmp_path / "w"))
     assert not left.exists()
     assert alive.exists()

@@ -62,7 +62,6 @@ class CacheConfig(Section):
         description="Which frames of a clip: its head, centre, evenly spread, or all windows.",
     )
     no_upscale: bool = Field(False, description="Do not enlarge clips smaller than the bucket.")
-    compression: Literal["none", "zstd"] = Field("zstd", description="Lossless, per shard.")
     segment_mb: int = Field(
         512,
         ge=1,

@@ -25,7 +25,9 @@ from hvkf.settings.data import CacheConfig
 from hvkf.storage import Store
 
 STAGE = "cache"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
+SCENES_ROOT = f"scenes/{digest([STAGE_VERSION])}"
+"""Where scene shards lie; items name their own cut and bucket."""
 CHANNELS = 3
 
 
@@ -56,11 +58,6 @@ class SceneGroup(Record):
 
     clips: tuple[Clip, ...]
     segments: tuple[SceneSegment, ...]
-
-
-def scenes_root(config: Config) -> str:
-    """Where scene shards made with these settings lie; items name their own cut and bucket."""
-    return f"scenes/{digest([STAGE_VERSION, config.cache.compression])}"
 
 
 def _requested(config: CacheConfig) -> list[buckets.Bucket]:
@@ -143,7 +140,7 @@ def _inputs(config: Config, commit: CatalogCommit) -> dict[str, object]:
     ]
     return {
         "catalog": commit.catalog,
-        "root": scenes_root(config),
+        "root": SCENES_ROOT,
         "dataset": commit.dataset,
         "selection": selection,
     }
@@ -153,7 +150,7 @@ def plan(config: Config, store: Store) -> Plan:
     """Group the clips whose samples are new into segments; old segments stay as they are."""
     commit = catalog.newest_catalog(store, config.ingest.dataset)
     inputs = _inputs(config, commit)
-    root = scenes_root(config)
+    root = SCENES_ROOT
     previous = ledger.latest_dataset(store, root, commit.dataset)
     if previous is not None and previous.plan == digest(inputs):
         committed = ledger.commit_path(ledger.dataset_folder(root, commit.dataset), previous.number)
@@ -243,7 +240,7 @@ def _part_groups(part: Part) -> list[SceneGroup]:
 def commit(plan: Plan, store: Store) -> Summary:
     """List the segments that count now, and mask the items that no longer do."""
     config = Config.model_validate(plan.config)
-    dataset, root = str(plan.inputs["dataset"]), scenes_root(config)
+    dataset, root = str(plan.inputs["dataset"]), SCENES_ROOT
     if plan.committed is not None:
         record = DatasetCommit.from_json(store.read(plan.committed))
         return _summary(store, root, record, plan.committed, [], reused=True)

@@ -8,11 +8,12 @@ import numpy.typing as npt
 
 from hvkf import buckets, ledger
 from hvkf.config import Config
+from hvkf.lossless_video import pack_frames
 from hvkf.progress import Progress, progress
 from hvkf.records import Clip, Failure
 from hvkf.resize import resize_to_cover
 from hvkf.shards import SegmentWriter
-from hvkf.stages.cache import SceneGroup, SceneItem, SceneSegment, scenes_root
+from hvkf.stages.cache import SCENES_ROOT, SceneGroup, SceneItem, SceneSegment
 from hvkf.stages.ingest import source_folder
 from hvkf.stages.ingest_scan import local_file
 from hvkf.stages.previews import Preview
@@ -35,7 +36,7 @@ COLUMNS = {
     "bucket_height": "int32",
     "original_width": "int32",
     "original_height": "int32",
-    "video": "ndarray:uint8",
+    "video": "bytes",
 }
 
 
@@ -48,7 +49,7 @@ def run_groups(config: Config, store: Store, parts: Sequence[Sequence[SceneGroup
 
 
 def _run_group(config: Config, store: Store, group: SceneGroup, shown: Progress) -> None:
-    root = scenes_root(config)
+    root = SCENES_ROOT
     missing = [
         segment
         for segment in group.segments
@@ -58,7 +59,7 @@ def _run_group(config: Config, store: Store, group: SceneGroup, shown: Progress)
         writers, previews = {}, {segment.items[0].bucket: Preview() for segment in missing}
         for segment in missing:
             bucket = segment.items[0].bucket
-            writer = SegmentWriter(segment.segment_id, bucket, COLUMNS, config.cache.compression)
+            writer = SegmentWriter(segment.segment_id, bucket, COLUMNS)
             cleanup.callback(writer.close)
             writers[bucket] = writer
         for index, clip in enumerate(group.clips):
@@ -187,5 +188,5 @@ def _sample(clip: Clip, item: SceneItem, video: Pixels) -> dict[str, object]:
         "bucket_height": bucket.height,
         "original_width": clip.width,
         "original_height": clip.height,
-        "video": video,
+        "video": pack_frames(video),
     }

@@ -11,7 +11,7 @@ from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.model_source import TEXT_PARTS, model_identity
 from hvkf.records import DatasetCommit, Part, Plan, Summary, digest
-from hvkf.stages.cache import scenes_root
+from hvkf.stages.cache import SCENES_ROOT
 from hvkf.storage import Store
 
 STAGE = "encode"
@@ -47,7 +47,7 @@ def latent_segment_id(scene_segment_id: str) -> str:
 
 def _scenes(config: Config, store: Store) -> DatasetCommit:
     dataset = config.ingest.dataset
-    scenes = ledger.latest_dataset(store, scenes_root(config), dataset)
+    scenes = ledger.latest_dataset(store, SCENES_ROOT, dataset)
     if scenes is None:
         raise BadInput(
             f"The workspace {store.url} has no scenes of data set {dataset!r} with these cache "
@@ -63,7 +63,7 @@ def plan(config: Config, store: Store) -> Plan:
     inputs = {
         "dataset": scenes.dataset,
         "root": root,
-        "scenes": scenes_root(config),
+        "scenes": SCENES_ROOT,
         "catalog": scenes.catalog,
         "segments": list(scenes.segments),
         "masked": list(scenes.masked),

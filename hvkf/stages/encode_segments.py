@@ -9,13 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 import torch
 
 from hvkf import ledger
 from hvkf.ahead import ahead
 from hvkf.captions import clean_caption
 from hvkf.config import Config
+from hvkf.lossless_video import unpack_frames
 from hvkf.model.conditioning import EmptyTiles, empty_latent_frames, encode_condition, keyframes_of
 from hvkf.model.device import best_device
 from hvkf.model.latent_columns import pack_condition, pack_empty, pack_prompt, packed_columns
@@ -81,10 +81,9 @@ class Encoder:
         self._packed_empty: dict[tuple[int, int, int], bytes] = {}
 
     def encode(self, scene: Sample) -> Sample:
-        """Make the latent sample of a scene sample, in the packed layout."""
+        """Make the latent sample of a scene sample whose frames are unpacked."""
         key = scene["item_key"]
-        # A copy: the shard's bytes are read-only, and torch warns of what may write to them.
-        frames = torch.from_numpy(np.array(scene["video"]))
+        frames = torch.from_numpy(scene["video"])
         latents = encode_video(
             self._vae, to_pixels_range(frames), generator_for(self._seed, "latents", key)
         )
@@ -154,7 +153,8 @@ def _read_scenes(
     for record in records:
         segment = Segment(store, record, cache_folder() / "shards")
         for position, item in enumerate(record.items):
-            yield item, segment[position]
+            scene = segment[position]
+            yield item, {**scene, "video": unpack_frames(scene["video"])}
 
 
 def _encode_segment(
@@ -168,7 +168,6 @@ def _encode_segment(
         latent_segment_id(record.segment_id),
         record.bucket,
         packed_columns(encoder.stored),
-        "none",
     )
     try:
         for _ in record.items:

@@ -18,7 +18,7 @@ from hvkf.records import (
     Summary,
     digest,
 )
-from hvkf.stages.cache import scenes_root
+from hvkf.stages.cache import SCENES_ROOT
 from hvkf.stages.evaluate_records import (
     Evaluation,
     Mean,
@@ -56,7 +56,7 @@ def settings_of(config: Config, store: Store) -> Settings:
 
 def _scenes(config: Config, store: Store) -> DatasetCommit:
     dataset = config.ingest.dataset
-    scenes = ledger.latest_dataset(store, scenes_root(config), dataset)
+    scenes = ledger.latest_dataset(store, SCENES_ROOT, dataset)
     if scenes is None:
         raise BadInput(
             f"The workspace {store.url} has no scenes of data set {dataset!r} with these cache "
@@ -77,7 +77,7 @@ def held_out_pairs(config: Config, store: Store) -> list[PairTask]:
     masked = set(scenes.masked)
     pairs = []
     for segment in scenes.segments:
-        record = ledger.read_segment(store, scenes_root(config), segment)
+        record = ledger.read_segment(store, SCENES_ROOT, segment)
         pairs += [
             PairTask(
                 key=item.key,
@@ -131,7 +131,7 @@ def plan(config: Config, store: Store) -> Plan:
     own = digest([STAGE_VERSION, settings, lora.sha256, keys])
     work = Evaluation(
         lora=lora,
-        scenes=scenes_root(config),
+        scenes=SCENES_ROOT,
         root=f"evals/{lora.run_id}/{lora.checkpoint}/{own}",
         base_root=f"{BASE_FOLDER}/{base}",
         pairs=tuple(pairs),

@@ -5,7 +5,6 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hvkf import ledger
@@ -13,6 +12,7 @@ from hvkf.captions import clean_caption
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists
 from hvkf.loras import local_lora_file
+from hvkf.lossless_video import unpack_frames
 from hvkf.model.conditioning import keyframes_of
 from hvkf.model.image_quality import ms_ssim
 from hvkf.model.optical_flow import flow_warp_error
@@ -189,8 +189,7 @@ class _PairRenderer:
 
     def _scene(self, pair: PairTask) -> tuple[Sample, torch.Tensor]:
         scene = self._segment(pair.segment)[pair.position]
-        # A copy: the shard's bytes are read-only, and torch warns of what may write to them.
-        return scene, torch.from_numpy(np.array(scene["video"]))
+        return scene, torch.from_numpy(unpack_frames(scene["video"]))
 
     def _open_segment(self, segment_id: str) -> Segment:
         record = ledger.read_segment(self._store, self._work.scenes, segment_id)

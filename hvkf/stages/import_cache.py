@@ -13,11 +13,12 @@ import numpy.typing as npt
 from hvkf import catalog, ledger
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.lossless_video import pack_frames
 from hvkf.model.latent_columns import whole_columns
 from hvkf.progress import Progress, progress
 from hvkf.records import Clip, DatasetCommit, Failure, SegmentRecord, Summary, digest
 from hvkf.shards import Sample, SegmentWriter
-from hvkf.stages.cache import scenes_root
+from hvkf.stages.cache import SCENES_ROOT
 from hvkf.stages.cache_group import COLUMNS as SCENE_COLUMNS
 from hvkf.stages.encode import latents_root
 from hvkf.stages.reference_cache import (
@@ -72,7 +73,7 @@ class _Importer:
         self._store = store
         self._kind = kind
         self._same_within = same_within
-        self._root = latents_root(config, store) if kind == "latents" else scenes_root(config)
+        self._root = latents_root(config, store) if kind == "latents" else SCENES_ROOT
         self._dataset = config.ingest.dataset
         self._previous = self._read_previous()
         self._known = set(self._previous_keys())
@@ -138,11 +139,11 @@ class _Importer:
     def _write(
         self, segment_id: str, bucket: str, records: Sequence[Taken], failures: Sequence[Failure]
     ) -> None:
-        columns, compression = dict(SCENE_COLUMNS), self._config.cache.compression
+        columns = dict(SCENE_COLUMNS)
         is_bf16 = all(_fits_bf16(record) for record in records)
         if self._kind == "latents":
-            columns, compression = whole_columns("bf16" if is_bf16 else "fp32"), "none"
-        writer = SegmentWriter(segment_id, bucket, columns, compression)
+            columns = whole_columns("bf16" if is_bf16 else "fp32")
+        writer = SegmentWriter(segment_id, bucket, columns)
         try:
             for record in records:
                 arrays = _latent_sample(record, is_bf16) if self._kind == "latents" else None
@@ -253,7 +254,7 @@ def _scene_sample(record: Taken) -> Sample:
         "bucket_height": bucket.height,
         "original_width": width,
         "original_height": height,
-        "video": record.columns["video"],
+        "video": pack_frames(record.columns["video"]),
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hvkf import catalog
 from hvkf.config import Config
+from hvkf.lossless_video import unpack_frames
 from hvkf.resize import resize_to_cover
 from hvkf.stages import cache, cache_group, ingest
 from hvkf.stages.cache import SceneItem
@@ -96,7 +97,7 @@ def test_samples_before_a_damaged_frame_stay_whole(
 
     class Writer:
         def add(self, key: str, source: str, sample: Any) -> None:
-            stored.append((key, sample["video"].shape[0]))
+            stored.append((key, len(unpack_frames(sample["video"]))))
 
         def add_failure(self, failure: Any) -> None:
             failed.append(failure.code)

@@ -19,6 +19,7 @@ from hvkf import catalog, ledger
 from hvkf.captions import clean_caption
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.lossless_video import unpack_frames
 from hvkf.model.image_quality import likeness
 from hvkf.model.renderer import Renderer
 from hvkf.records import Plan
@@ -102,7 +103,7 @@ def test_only_samples_of_held_out_videos_are_rendered(finished: Path) -> None:
 def truth_of(workspace: Path, config: Config, key: str) -> tuple[Any, torch.Tensor]:
     """Read the sample of a pair from its shard."""
     store = FolderStore(workspace)
-    root = cache.scenes_root(config)
+    root = cache.SCENES_ROOT
     commit = ledger.latest_dataset(store, root, "default")
     assert commit is not None
     for segment in commit.segments:
@@ -110,7 +111,7 @@ def truth_of(workspace: Path, config: Config, key: str) -> tuple[Any, torch.Tens
         for position, item in enumerate(record.items):
             if item.key == key:
                 scene = Segment(store, record, workspace / "shards")[position]
-                return scene, torch.from_numpy(np.array(scene["video"]))
+                return scene, torch.from_numpy(unpack_frames(scene["video"]))
     raise AssertionError(f"no scene {key}")
 
 

@@ -10,11 +10,12 @@ from hvkf import ledger
 from hvkf.catalog import read_clips
 from hvkf.config import Config
 from hvkf.errors import BadInput, CorruptData
+from hvkf.lossless_video import unpack_frames
 from hvkf.model.precision import from_stored
 from hvkf.records import DatasetCommit, Summary
 from hvkf.shards import Sample, Segment, SegmentWriter
 from hvkf.stages import encode as encode_stage
-from hvkf.stages.cache import scenes_root
+from hvkf.stages.cache import SCENES_ROOT
 from hvkf.stages.encode import latents_root
 from hvkf.stages.import_cache import import_caches
 from hvkf.storage import FolderStore
@@ -234,9 +235,9 @@ def test_imported_videos_are_encoded_and_train(
     summary = import_into(config, tmp_path / "raw", tmp_path / "raw" / "32x32x5")
     assert summary.counts == {"items": 3, "new": 3, "repeats": 3, "failed": 0}
     assert "hvkf encode, the same settings, --ingest.dataset=old" in summary.text
-    for _, scene in samples_of(config, store, scenes_root(config), tmp_path):
+    for _, scene in samples_of(config, store, SCENES_ROOT, tmp_path):
         number = int(scene["source"].partition(".")[0])
-        assert np.array_equal(scene["video"], video_record(number)["video_arr"])
+        assert np.array_equal(unpack_frames(scene["video"]), video_record(number)["video_arr"])
         assert (scene["original_width"], scene["original_height"]) == (640, 360)
     plan = encode_stage.plan(config, store)
     encode_stage.run(plan, store, plan.parts)

@@ -89,7 +89,7 @@ def write_latents(
     segments, clips = [], []
     for bucket, count in (counts or TWO_BUCKETS).items():
         segment_id = digest(["test", bucket])
-        writer = SegmentWriter(segment_id, bucket, whole_columns(stored), "none")
+        writer = SegmentWriter(segment_id, bucket, whole_columns(stored))
         for number in range(count):
             key = f"{bucket}-{number}"
             source = digest(["source", key])
