@@ -60,6 +60,22 @@ class SceneGroup(Record):
     segments: tuple[SceneSegment, ...]
 
 
+def cached_scenes(config: Config, store: Store) -> DatasetCommit:
+    """Find the newest scenes of the configured data set.
+
+    Raises:
+        BadInput: there are none.
+    """
+    dataset = config.ingest.dataset
+    scenes = ledger.latest_dataset(store, SCENES_ROOT, dataset)
+    if scenes is None:
+        raise BadInput(
+            f"The workspace {store.url} has no scenes of data set {dataset!r}: run `hvkf cache` "
+            "first, with the same configuration."
+        )
+    return scenes
+
+
 def _requested(config: CacheConfig) -> list[buckets.Bucket]:
     if not config.bucket_reso:
         raise BadInput(

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from hvkf import ledger
 from hvkf.config import Config
-from hvkf.errors import BadInput
 from hvkf.model_source import TEXT_PARTS, model_identity
 from hvkf.records import DatasetCommit, Part, Plan, Summary, digest
-from hvkf.stages.cache import SCENES_ROOT
+from hvkf.stages.cache import SCENES_ROOT, cached_scenes
 from hvkf.storage import Store
 
 STAGE = "encode"
@@ -45,20 +44,9 @@ def latent_segment_id(scene_segment_id: str) -> str:
     return digest(["latents", scene_segment_id])
 
 
-def _scenes(config: Config, store: Store) -> DatasetCommit:
-    dataset = config.ingest.dataset
-    scenes = ledger.latest_dataset(store, SCENES_ROOT, dataset)
-    if scenes is None:
-        raise BadInput(
-            f"The workspace {store.url} has no scenes of data set {dataset!r} with these cache "
-            "settings: run `hvkf cache` first, with the same configuration."
-        )
-    return scenes
-
-
 def plan(config: Config, store: Store) -> Plan:
     """Give each scene segment its latent segment; those that are there are done."""
-    scenes = _scenes(config, store)
+    scenes = cached_scenes(config, store)
     root = latents_root(config, store)
     inputs = {
         "dataset": scenes.dataset,

@@ -12,13 +12,12 @@ from hvkf.catalog import read_clips
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists, BadInput
 from hvkf.records import (
-    DatasetCommit,
     Part,
     Plan,
     Summary,
     digest,
 )
-from hvkf.stages.cache import SCENES_ROOT
+from hvkf.stages.cache import SCENES_ROOT, cached_scenes
 from hvkf.stages.evaluate_records import (
     Evaluation,
     Mean,
@@ -54,24 +53,13 @@ def settings_of(config: Config, store: Store) -> Settings:
     )
 
 
-def _scenes(config: Config, store: Store) -> DatasetCommit:
-    dataset = config.ingest.dataset
-    scenes = ledger.latest_dataset(store, SCENES_ROOT, dataset)
-    if scenes is None:
-        raise BadInput(
-            f"The workspace {store.url} has no scenes of data set {dataset!r} with these cache "
-            "settings: run `hvkf cache` first, with the same configuration."
-        )
-    return scenes
-
-
 def held_out_pairs(config: Config, store: Store) -> list[PairTask]:
     """List the samples of held-out videos.
 
     Raises:
         BadInput: there is none; the settings that hold videos out are named.
     """
-    scenes = _scenes(config, store)
+    scenes = cached_scenes(config, store)
     clips = read_clips(store, scenes.catalog)
     held_out = {clip.source_sha256 for clip in clips if clip.split == "holdout"}
     masked = set(scenes.masked)
