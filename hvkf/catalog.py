@@ -3,9 +3,6 @@
 import io
 from collections.abc import Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from hvkf.errors import BadInput
 from hvkf.ledger import latest_commit
 from hvkf.records import CatalogCommit, Clip, Record
@@ -34,6 +31,10 @@ def newest_catalog(store: Store, dataset: str) -> CatalogCommit:
 
 def to_parquet(rows: Sequence[Record]) -> bytes:
     """Encode records of one kind as a Parquet table; equal records give equal bytes."""
+    # Here and below: Arrow takes half a second to load, which no command's --help should wait for.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = io.BytesIO()
     table = pa.Table.from_pylist([row.model_dump(mode="json") for row in rows])
     pq.write_table(table, sink, compression="zstd")
@@ -42,6 +43,8 @@ def to_parquet(rows: Sequence[Record]) -> bytes:
 
 def read_clips(store: Store, path: str) -> list[Clip]:
     """Read a catalog's clips, in order."""
+    import pyarrow.parquet as pq
+
     # Arrow's thread pool, once started, may abort a process that ends soon afterwards.
     content = pq.ParquetFile(io.BytesIO(store.read(path)), pre_buffer=False)
     table = content.read(use_threads=False)

@@ -146,3 +146,12 @@ def test_a_stage_module_loads_neither_torch_nor_streaming(stage: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ended.stdout.strip() == "[]"
+
+
+def test_the_help_waits_for_no_large_library() -> None:
+    large = ("torch", "streaming", "prefect", "pyarrow", "numpy", "scipy", "PIL", "av", "s3fs")
+    program = f"import sys, hvkf.cli; print([name for name in {large!r} if name in sys.modules])"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "[]"
