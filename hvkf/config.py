@@ -20,6 +20,7 @@ from hvkf.settings.training import (
     DdpConfig,
     HparamsConfig,
     NetworkConfig,
+    ProfilingConfig,
     ValidationConfig,
 )
 
@@ -41,6 +42,7 @@ class Config(Section):
     validation: ValidationConfig = ValidationConfig()
     checkpointing: CheckpointingConfig = CheckpointingConfig()
     ddp_kwargs: DdpConfig = DdpConfig()
+    profiling: ProfilingConfig = ProfilingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     render: RenderConfig = RenderConfig()

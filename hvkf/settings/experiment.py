@@ -23,6 +23,12 @@ class ExperimentConfig(Section):
     trackers: tuple[str, ...] = Field(
         ("tensorboard",), description="Trackers by accelerate's names: tensorboard, wandb, mlflow."
     )
+    log_every_n_steps: int = Field(
+        10,
+        ge=1,
+        description="Steps between fetching losses from the GPU, which then waits for the host; "
+        "trackers get each step's all the same.",
+    )
     ic_debug: bool = Field(False, description="Of the reference's files; has no effect.")
 
 

@@ -74,6 +74,11 @@ class HparamsConfig(Section):
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("bf16", description="Compute precision.")
     gradient_checkpointing: bool = Field(True, description="Recompute activations: less memory.")
+    compile_blocks: bool = Field(
+        False,
+        description="Exact but for rounding: compile the transformer's blocks; needs g++. Worth it "
+        "where a run has far more steps than shapes.",
+    )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
     optimizer_type: str = Field(
@@ -131,6 +136,17 @@ class CheckpointingConfig(Section):
         None,
         description="Left out or 'latest': the run's newest whole checkpoint; or step-00000500.",
     )
+
+
+class ProfilingConfig(Section):
+    """A trace of some steps by `torch.profiler`, for chrome://tracing or Perfetto."""
+
+    first_step: int | None = Field(
+        None, ge=1, description="Trace steps from this one; left out: none."
+    )
+    num_steps: int = Field(3, ge=1, description="How many steps to trace.")
+    record_shapes: bool = Field(False, description="With the shapes of what is computed.")
+    with_stack: bool = Field(False, description="With the lines of code that computed it.")
 
 
 class DdpConfig(Section):

@@ -51,8 +51,12 @@ class MovingAverage:
         if step % self.interval:
             return
         weight = 1.0 - self.decay_at(step)
-        for name, shadow in self.shadow.items():
-            shadow.lerp_(self._live[name].detach().to(shadow.device, torch.float32), weight)
+        shadows = list(self.shadow.values())
+        live = [
+            self._live[name].detach().to(shadow.device, torch.float32)
+            for name, shadow in self.shadow.items()
+        ]
+        torch._foreach_lerp_(shadows, live, weight)
 
     def load(self, shadow: Mapping[str, torch.Tensor]) -> None:
         """Go on from a saved average."""

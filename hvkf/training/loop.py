@@ -1,6 +1,5 @@
 """The training loop: steps, validation, checkpoints, and stopping in between without a trace."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -32,13 +31,12 @@ from hvkf.training.items import Items, read_items
 from hvkf.training.lineage import write_lineage
 from hvkf.training.losses import (
     VALIDATION_AT,
-    Row,
     last_validation,
     mean_loss,
     read_losses,
     write_losses,
 )
-from hvkf.training.objective import batch_losses
+from hvkf.training.profiling import Profiler
 from hvkf.training.runs import (
     begin_run,
     choose_checkpoint,
@@ -53,6 +51,7 @@ from hvkf.training.runs import (
 from hvkf.training.scratch import scratch_folder
 from hvkf.training.settings import global_batch_size, num_steps
 from hvkf.training.sharding import Sharding
+from hvkf.training.steps import Figures, Gradients, compute_gradients
 from hvkf.training.tracking import accelerated, begin_tracking, upload_logs
 from hvkf.training.trainer import Trainer
 from hvkf.training.validation import ValidationLoss, chosen_items, validation_loss
@@ -78,14 +77,6 @@ class Machine(NamedTuple):
     gang: Gang
     stop: StopSignal
     logs: Path
-
-
-class Outcome(NamedTuple):
-    """What a step's forward and backward passes gave, over all ranks."""
-
-    loss: float
-    gradient_norm: float
-    is_stopped: bool
 
 
 def train(work: Work, store: Store) -> None:
@@ -126,7 +117,13 @@ class Loop:
         self._trainer = Trainer(
             config, store, self._accelerator, sharding, self._num_steps, lora_file
         )
-        self._rows: list[Row] = []
+        self._figures = Figures(
+            store, run.run_id, self._gang, is_scaled=self._accelerator.scaler is not None
+        )
+        self._log_every = config.experiment.log_every_n_steps
+        self._profiler = Profiler(
+            config.profiling, store, run.run_id, num_steps=self._num_steps, rank=self._gang.rank
+        )
 
     def run(self) -> None:
         """Train from the newest checkpoint to the end, and record the result."""
@@ -165,7 +162,7 @@ class Loop:
         if step is None:
             return 0
         self._trainer.restore(load_checkpoint(self._store, run_id, step))
-        self._rows = read_losses(self._store, run_id, until=step)
+        self._figures.rows = read_losses(self._store, run_id, until=step)
         if self._gang.is_main:
             print(f"run {run_id} goes on from {step_name(step)}", flush=True)
         return step
@@ -186,83 +183,60 @@ class Loop:
     ) -> None:
         planned = self._schedule.steps(start, self._num_steps)
         for done, (epoch, batch, own) in enumerate(planned, start + 1):
+            self._profiler.begin(done)
             micro = [next(loaded) for _ in own]
-            outcome = self._compute(done, batch, micro)
-            rate = self._trainer.scheduler.get_last_lr()[0]
-            self._trainer.update(done)
+            gradients = self._compute(done, batch, micro)
+            # Over the CPU: it waits for no device.
+            told = self._gang.exchange([float(self._stop.is_set)])
+            is_stopped = any(flag for (flag,) in told)
             row = {
                 "step": done,
                 "epoch": epoch,
                 "bucket": batch.bucket,
                 "samples": len(batch.keys),
                 "batch": digest(sorted(batch.keys))[:NUM_DIGITS],
-                "loss": outcome.loss,
-                "grad_norm": outcome.gradient_norm,
-                "lr": rate,
+                "lr": self._trainer.scheduler.get_last_lr()[0],
             }
-            if self._validates_at(done):
-                validated = self._validate()
-                row["validation_loss"] = validated.mean
-                row |= {
-                    f"{VALIDATION_AT}{sigma:g}": loss for sigma, loss in validated.by_sigma.items()
-                }
-            self._rows.append(row)
-            figures = {name: value for name, value in row.items() if isinstance(value, float)}
-            self._accelerator.log(figures, step=done)
-            if self._saves_at(done) or outcome.is_stopped:
+            self._trainer.update(done)
+            self._figures.add(row, batch, gradients)
+            saves = self._saves_at(done) or is_stopped
+            if saves or self._validates_at(done) or done % self._log_every == 0:
+                self._log(done)
+            self._profiler.end(done)
+            if saves:
                 self._save(done)
             if shown is not None:
-                shown.advance(note=f"loss {outcome.loss:.4f}")
-            if outcome.is_stopped and done < self._num_steps:
+                rows = self._figures.rows
+                shown.advance(note=f"loss {rows[-1]['loss']:.4f}" if rows else "")
+            if is_stopped and done < self._num_steps:
                 self._gang.part()
                 raise Stopped(f"Told to stop: saved {step_name(done)}; run it again to go on.")
 
-    def _compute(self, step: int, batch: GlobalBatch, micro: list[LatentBatch]) -> Outcome:
+    def _compute(self, step: int, batch: GlobalBatch, micro: list[LatentBatch]) -> Gradients:
         """Compute the gradients of a step; they are those of the mean over the global batch."""
-        hparams, gang = self._config.hparams, self._gang
+        gang = self._gang
         # Dropout in the LoRA is the only draw left to PyTorch: the same after a stop as without.
         torch.manual_seed(seed_for(self._config.experiment.random_seed, "step", step, gang.rank))
-        own_loss, faulty = 0.0, []
-        for number, part in enumerate(micro):
-            with self._trainer.synchronised(number == len(micro) - 1):
-                losses = batch_losses(
-                    self._trainer.model,
-                    part.to(self._accelerator.device),
-                    dtype=self._trainer.dtype,
-                    guidance=hparams.guidance_scale,
-                    weighting=hparams.flow_match.weighting_scheme,
-                )
-                # Gradients are averaged over ranks: their number cancels out.
-                weight = 0.0 if part.borrowed else gang.num_ranks / len(batch.keys)
-                self._accelerator.backward(losses.sum() * weight)
-            if not part.borrowed:
-                values = losses.tolist()
-                own_loss += math.fsum(values)
-                faulty += [
-                    key
-                    for key, value in zip(part.keys, values, strict=True)
-                    if not math.isfinite(value)
-                ]
-        norm = self._trainer.gradient_norm().item()
-        is_scaled = self._accelerator.scaler is not None
-        is_faulty = bool(faulty) or not (is_scaled or math.isfinite(norm))
-        told = gang.exchange([own_loss, float(is_faulty), float(self._stop.is_set)])
-        if any(flag for _, flag, _ in told):
-            self._refuse(step, batch, gang.gather_texts(faulty))
-        loss = math.fsum(part for part, _, _ in told) / len(batch.keys)
-        return Outcome(loss, norm, any(flag for _, _, flag in told))
-
-    def _refuse(self, step: int, batch: GlobalBatch, faulty: list[str]) -> None:
-        """End the training at a step whose loss or gradients are not finite."""
-        self._gang.part()
-        whole = list_checkpoints(self._store, self._run.run_id).whole
-        good = step_name(whole[-1]) if whole else "none"
-        what = "loss" if faulty else "gradient"
-        raise BadInput(
-            f"The {what} is not finite at step {step} (items {', '.join(faulty or batch.keys)}, "
-            f"bucket {batch.bucket}); the last good checkpoint is {good}. Look at these items; or "
-            "lower hparams.learning_rate, or set hparams.max_grad_norm, with another run_id."
+        return compute_gradients(
+            self._trainer,
+            micro,
+            # Gradients are averaged over ranks: their number cancels out.
+            weight=gang.num_ranks / len(batch.keys),
+            hparams=self._config.hparams,
+            accelerator=self._accelerator,
         )
+
+    def _log(self, step: int) -> None:
+        """Fetch the figures of the steps up to this one, validate if it is time, and tell all."""
+        rows = self._figures.fetch()
+        if self._validates_at(step):
+            validated = self._validate()
+            rows[-1]["validation_loss"] = validated.mean
+            for sigma, loss in validated.by_sigma.items():
+                rows[-1][f"{VALIDATION_AT}{sigma:g}"] = loss
+        for row in rows:
+            figures = {name: value for name, value in row.items() if isinstance(value, float)}
+            self._accelerator.log(figures, step=row["step"])
 
     def _validates_at(self, step: int) -> bool:
         """Whether to validate: by the schedule alone, so that a stop in between changes nothing."""
@@ -297,7 +271,7 @@ class Loop:
         def write() -> None:
             assert snapshot is not None
             run_id = self._run.run_id
-            write_losses(self._store, run_id, self._rows)
+            write_losses(self._store, run_id, self._figures.rows)
             alpha = self._config.network.lora_alpha
             save_checkpoint(self._store, run_id, step, snapshot, alpha=alpha)
             upload_logs(self._accelerator, self._store, run_id, self._logs)
@@ -329,8 +303,8 @@ class Loop:
             num_holdout=len(self._items.holdout),
             checkpoint=checkpoint,
             lora=f"{checkpoint}/{LORA_NAME}",
-            loss=mean_loss(self._rows),
-            validation_loss=last_validation(self._rows),
+            loss=mean_loss(self._figures.rows),
+            validation_loss=last_validation(self._figures.rows),
         )
         self._store.put(result_path(run_id), result.to_json())
 

@@ -138,6 +138,10 @@ def _triton_works(parameters: Sequence[torch.nn.Parameter]) -> bool:
     try:
         StableAdamW([probe], lr=1e-3).step()
     except Exception as fault:  # triton's faults have no common class
-        logger.warning("optimi's triton kernels do not run here (%s); using PyTorch's.", fault)
+        logger.warning(
+            "optimi's triton kernels do not run here (%s); using PyTorch's, with which StableAdamW "
+            "waits for the GPU once for each weight: install gcc, or take adamw.",
+            fault,
+        )
         return False
     return True

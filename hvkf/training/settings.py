@@ -1,7 +1,8 @@
 """What makes two training runs the same work: the settings and data that change their results.
 
-How the work is shared out (ranks, workers, gradient checkpointing, where the average lies) and how
-often it is saved are not part of it: a run may go on with other ones.
+How the work is shared out and computed (ranks, workers, gradient checkpointing, compiled blocks,
+where the average lies) and how often it is saved are not part of it: a run may go on with other
+ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from hvkf.training.items import Items
 STAGE_VERSION = 1
 NUM_DIGITS = 8
 NUM_SHOWN = 6
-WHERE_IT_RUNS = {"gradient_checkpointing", "gradient_accumulation_steps"}
+WHERE_IT_RUNS = {"gradient_checkpointing", "gradient_accumulation_steps", "compile_blocks"}
 EMA_WORK = {"use_ema", "ema_decay", "ema_update_interval"}
 
 

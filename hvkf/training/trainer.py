@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
+from torch.distributed.tensor import DTensor
 
 from hvkf.config import Config
 from hvkf.errors import BadInput
@@ -119,7 +120,7 @@ class Trainer:
         )
 
     def gradient_norm(self) -> torch.Tensor:
-        """Clip the gradients as configured and return their norm before that."""
+        """Clip the gradients as configured and return their norm before that, on the device."""
         self._accelerator.unscale_gradients(self.optimizer)
         weights = [weight for weight in self._names if weight.grad is not None]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -129,7 +130,7 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
         elif limit > 0:
             torch.nn.utils.clip_grad_value_(weights, limit)
-        return whole(norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def update(self, step: int) -> None:
         """Let the optimizer, the schedule and the average take step number `step`, from 1."""
@@ -205,6 +206,8 @@ def _load(config: Config, store: Store, dtype: torch.dtype, device: torch.device
             weight.data = weight.data.float()
     if config.hparams.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if config.hparams.compile_blocks:
+        transformer.compile_repeated_blocks()
     return transformer
 
 

@@ -60,3 +60,23 @@ def test_an_average_goes_on_from_a_saved_one_exactly() -> None:
     first.update(5)
     second.update(5)
     assert first.shadow["w"].equal(second.shadow["w"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_averaging_all_weights_at_once_gives_the_bits_of_one_after_the_other(
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        str(size): torch.nn.Parameter(torch.randn(size, generator=generator).to(dtype))
+        for size in (1, 7, 64, 1000)
+    }
+    average = MovingAverage(weights, decay=0.99)
+    expected = {name: weight.detach().float().clone() for name, weight in weights.items()}
+    for step in range(1, 30):
+        for weight in weights.values():
+            walk(weight, step)
+        average.update(step)
+        for name, shadow in expected.items():
+            shadow.lerp_(weights[name].detach().float(), 1.0 - average.decay_at(step))
+        assert all(average.shadow[name].equal(expected[name]) for name in weights)

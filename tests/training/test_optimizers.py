@@ -108,3 +108,26 @@ def test_the_shipped_arguments_are_refused_for_came_with_what_to_write(
     monkeypatch.setitem(sys.modules, "came_pytorch", package)
     with pytest.raises(BadInput, match=rf"{text[:3]}.* does not fit 'came'.*write {text[:3]}"):
         make_optimizer("came", [torch.nn.Parameter(torch.zeros(2))], 0.1, [text])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("kernels", ["foreach=True", "fused=True"])
+def test_updating_all_weights_at_once_equals_one_after_the_other(name: str, kernels: str) -> None:
+    ended = []
+    for chosen in ("foreach=False", kernels):
+        generator = torch.Generator().manual_seed(0)
+        weights = [
+            torch.nn.Parameter(torch.randn(size, generator=generator))
+            for size in ((5,), (16, 8), (33, 3))
+        ]
+        optimizer = make_optimizer(name, weights, 0.01, (*REFERENCE_ARGUMENTS, chosen))
+        for _ in range(5):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        ended.append(weights)
+    for one, other in zip(*ended, strict=True):
+        if kernels == "foreach=True":
+            assert one.equal(other)
+        else:
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

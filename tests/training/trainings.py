@@ -14,6 +14,7 @@ from hvkf.config import Config
 from hvkf.stages import train as train_stage
 from hvkf.storage import FolderStore
 from hvkf.training import loop
+from hvkf.training.steps import Gradients
 from tests.training.latents import train_config, write_latents
 from tests.training.ranks import in_ranks
 
@@ -79,7 +80,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int) -> None:
     """Send this process a signal while it computes a step."""
     compute = loop.Loop._compute
 
-    def computing(self: loop.Loop, number: int, *arguments: Any) -> loop.Outcome:
+    def computing(self: loop.Loop, number: int, *arguments: Any) -> Gradients:
         if number == step:
             os.kill(os.getpid(), signum)
         return compute(self, number, *arguments)
