@@ -1,10 +1,22 @@
 """Frames come back from their packing bit for bit, and equal frames are equal bytes."""
 
+import io
+from typing import Any
+
+import av
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvkf.lossless_video import pack_frames, unpack_frames
+from hvkf.lossless_video import (
+    CODEC,
+    CONTAINER,
+    OPTIONS,
+    RATE,
+    STORED_FORMAT,
+    pack_frames,
+    unpack_frames,
+)
 from hvkf.shapes import render_clip
 
 
@@ -32,3 +44,17 @@ def test_frames_that_are_not_contiguous_are_packed_as_they_look() -> None:
 def test_a_clip_takes_less_room_than_its_pixels() -> None:
     frames, _ = render_clip(0, 1, 17)
     assert len(pack_frames(frames)) < 0.6 * frames.nbytes
+
+
+def test_frames_packed_one_by_one_are_the_bytes_of_a_stream_that_is_encoded_as_a_whole() -> None:
+    frames, _ = render_clip(0, 2, 9)
+    sink = io.BytesIO()
+    with av.open(sink, "w", CONTAINER) as container:
+        stream: Any = container.add_stream(CODEC, rate=RATE, options=OPTIONS)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, STORED_FORMAT
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, "rgb24")
+            container.mux(stream.encode(picture.reformat(format=STORED_FORMAT, threads=1)))
+        container.mux(stream.encode(None))
+    assert pack_frames(frames) == sink.getvalue()

@@ -1,14 +1,16 @@
 """Decoding a clip once for all its samples, and storing these segment by segment."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hvkf import buckets, ledger
+from hvkf.ahead import ahead
 from hvkf.config import Config
-from hvkf.lossless_video import pack_frames
+from hvkf.lossless_video import FramePacker, join_frames
 from hvkf.progress import Progress, progress
 from hvkf.records import Clip, Failure
 from hvkf.resize import resize_to_cover
@@ -21,6 +23,7 @@ from hvkf.storage import Store, file_sha256, open_folder
 from hvkf.video import MediaFault, decode_frames, resample_indices
 
 Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]
 
 COLUMNS = {
     "item_key": "str",
@@ -94,10 +97,12 @@ def _store_clip(
     sources = open_folder(source_folder(config.ingest))
     unfinished = {item.key: item for item in items}
     try:
-        for item, video in _decode(config, clip, items, sources):
-            writers[item.bucket].add(item.key, clip.source_sha256, _sample(clip, item, video))
-            previews[item.bucket].add(video[0])
-            del unfinished[item.key]
+        with closing(_decode(config, clip, items, sources)) as made:
+            for item, video in made:
+                sample = _sample(clip, item, video.data)
+                writers[item.bucket].add(item.key, clip.source_sha256, sample)
+                previews[item.bucket].add(video.first)
+                del unfinished[item.key]
     except (MediaFault, FileNotFoundError) as fault:
         code = fault.code if isinstance(fault, MediaFault) else "missing"
         for item in unfinished.values():
@@ -107,8 +112,15 @@ def _store_clip(
     return len(unfinished)
 
 
+class PackedVideo(NamedTuple):
+    """A sample's frames, packed, and the first of them [H, W, 3] as it looks."""
+
+    data: bytes
+    first: Pixels
+
+
 class _Growing:
-    """A sample whose frames are still coming; equal frames of several samples are one array."""
+    """A sample whose packed frames are still coming."""
 
     def __init__(self, item: SceneItem, frames: Sequence[int]) -> None:
         self.item = item
@@ -118,31 +130,36 @@ class _Growing:
         self._places: dict[int, list[int]] = {}
         for position, frame in enumerate(frames):
             self._places.setdefault(frame, []).append(position)
-        self._pixels: list[Pixels | None] = [None] * len(frames)
+        self._packed = [b""] * len(frames)
+        self._first: Pixels | None = None
 
     @property
     def wanted(self) -> Iterable[int]:
         """The source frames that it is made of."""
         return self._places
 
-    def add(self, frame: int, pixels: Pixels) -> None:
+    def add(self, frame: int, pixels: Pixels, packed: bytes) -> None:
         """Put a resized frame in its places."""
         for position in self._places[frame]:
-            self._pixels[position] = pixels
+            self._packed[position] = packed
+            if position == 0:
+                self._first = pixels
 
-    def take(self) -> Pixels:
-        """Return the whole video [F, H, W, 3] and let go of its frames."""
-        video = np.stack([pixels for pixels in self._pixels if pixels is not None])
-        self._pixels = []
+    def take(self) -> PackedVideo:
+        """Return the whole video and let go of its frames."""
+        assert self._first is not None
+        video = PackedVideo(join_frames(self._packed, *self.size), self._first)
+        self._packed = []
         return video
 
 
 def _decode(
     config: Config, clip: Clip, items: Sequence[SceneItem], sources: Store
-) -> Iterator[tuple[SceneItem, Pixels]]:
+) -> Generator[tuple[SceneItem, PackedVideo], None, None]:
     """Decode the clip's source once and yield each sample with its last frame.
 
-    A frame is resized once per size, and held only while a sample that needs it is unfinished.
+    A frame is resized and packed once per size, and only its packed bytes are held while a sample
+    that needs it is unfinished. A thread decodes and resizes, beside packing, hashing and writing.
     Samples of one bucket come in their order: their windows follow each other.
     """
     wanted: dict[int, list[_Growing]] = {}
@@ -150,17 +167,26 @@ def _decode(
         sample = _Growing(item, source_frames(clip, item, config))
         for frame in sample.wanted:
             wanted.setdefault(frame, []).append(sample)
+    sizes = {frame: {sample.size for sample in of} for frame, of in wanted.items()}
+    packers = {size: FramePacker(*size) for of in sizes.values() for size in of}
+    with closing(ahead(_resize(clip, sizes, sources))) as resized:
+        for frame, by_size in resized:
+            packed = {size: packers[size].pack(pixels) for size, pixels in by_size.items()}
+            for sample in wanted.pop(frame):
+                sample.add(frame, by_size[sample.size], packed[sample.size])
+                if frame == sample.last:
+                    yield sample.item, sample.take()
+
+
+def _resize(
+    clip: Clip, sizes: Mapping[int, Iterable[Size]], sources: Store
+) -> Iterator[tuple[int, dict[Size, Pixels]]]:
+    """Yield each wanted frame of the clip's source with its pixels at the sizes that it needs."""
     with local_file(sources, clip.source) as file:
         if file_sha256(file) != clip.source_sha256:
             raise MediaFault("changed", "its bytes changed since ingest; run `hvkf ingest` again")
-        for frame, pixels in decode_frames(file, sorted(wanted)):
-            resized: dict[tuple[int, int], Pixels] = {}
-            for sample in wanted.pop(frame):
-                if sample.size not in resized:
-                    resized[sample.size] = resize_to_cover(pixels, *sample.size)
-                sample.add(frame, resized[sample.size])
-                if frame == sample.last:
-                    yield sample.item, sample.take()
+        for frame, pixels in decode_frames(file, sorted(sizes)):
+            yield frame, {size: resize_to_cover(pixels, *size) for size in sizes[frame]}
 
 
 def source_frames(clip: Clip, item: SceneItem, config: Config) -> list[int]:
@@ -172,7 +198,7 @@ def source_frames(clip: Clip, item: SceneItem, config: Config) -> list[int]:
     return [clip.start + resampled[frame] for frame in windows[item.window]]
 
 
-def _sample(clip: Clip, item: SceneItem, video: Pixels) -> dict[str, object]:
+def _sample(clip: Clip, item: SceneItem, video: bytes) -> dict[str, object]:
     bucket = buckets.Bucket.parse(item.bucket)
     return {
         "item_key": item.key,
@@ -188,5 +214,5 @@ def _sample(clip: Clip, item: SceneItem, video: Pixels) -> dict[str, object]:
         "bucket_height": bucket.height,
         "original_width": clip.width,
         "original_height": clip.height,
-        "video": pack_frames(video),
+        "video": video,
     }

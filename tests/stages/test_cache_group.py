@@ -8,7 +8,7 @@ import pytest
 
 from hvkf import catalog
 from hvkf.config import Config
-from hvkf.lossless_video import unpack_frames
+from hvkf.lossless_video import pack_frames, unpack_frames
 from hvkf.resize import resize_to_cover
 from hvkf.stages import cache, cache_group, ingest
 from hvkf.stages.cache import SceneItem
@@ -51,7 +51,10 @@ def test_samples_equal_frames_resized_one_by_one_and_come_in_order_within_a_buck
     assert {item.key for item, _ in found} == {item.key for item in items}
     file = Path(config.ingest.metadata).parent / clip.source
     whole = dict(decode_frames(file, range(clip.num_frames)))
-    for item, video in found:
+    for item, packed in found:
+        video = unpack_frames(packed.data)
+        assert np.array_equal(packed.first, video[0])
+        assert packed.data == pack_frames(video)
         height, width = video.shape[1:3]
         frames = cache_group.source_frames(clip, item, config)
         expected = [resize_to_cover(whole[frame], width, height) for frame in frames]
