@@ -15,7 +15,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM}"),
 ]
 
@@ -178,7 +178,6 @@ def test_a_fault_in_pasted_rows_is_told_with_its_row_and_its_fix(house: House, p
     assert "row 1: first_frame is '../workspace:images/0.png': it leaves" in message
 
 
-@pytest.mark.timeout(900)
 def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
     house: House, page: Page
 ) -> None:
@@ -191,7 +190,7 @@ def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
     fill(page, "Training steps", str(NUM_CANCELLED_STEPS))
     run = house.submit(page)
     workspace = house.folder / "workspace"
-    wait_until(lambda: "items" in house.progress(run), "no progress was shown", 120)
+    wait_until(lambda: "items" in house.progress(run), "no progress was shown", 300)
     page.reload()
     page.get_by_role("button", name="Cancel").first.click(timeout=20_000)
     page.get_by_role("button", name="Confirm").click()

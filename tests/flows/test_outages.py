@@ -9,7 +9,7 @@ import pytest
 
 from tests.flows.house import House, serving_house, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 AWAY_S = 60.0
 CRASHED_WITHIN_S = 120.0
@@ -23,7 +23,7 @@ def train_for_long(house: House, run_id: str) -> str:
     run = house.start(
         "train/train", settings="seldom-saved", run_id=run_id, max_train_steps=LONG_STEPS
     )
-    wait_until(lambda: "items" in house.progress(run), "no progress was shown", 180)
+    wait_until(lambda: "items" in house.progress(run), "no progress was shown", 300)
     return run
 
 
@@ -57,10 +57,10 @@ def test_a_server_that_is_away_for_a_minute_ends_no_run(tmp_path: Path) -> None:
         run = house.start(
             "train/train", settings="seldom-saved", run_id="away", max_train_steps=600
         )
-        wait_until(lambda: "items" in house.progress(run), "no progress was shown", 180)
+        wait_until(lambda: "items" in house.progress(run), "no progress was shown", 300)
         (server,) = house.processes("flows.server")
         server.send_signal(signal.SIGSTOP)
         time.sleep(AWAY_S)
         server.send_signal(signal.SIGCONT)
-        house.wait(run, "Completed", within_s=300)
+        house.wait(run, "Completed", within_s=600)
         assert (house.folder / "workspace" / "runs" / "away" / "result.json").exists()
