@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hvkf import ledger, picture_command, render_commands
+from hvkf import ledger, picture_command, plan_command, render_commands
 from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_config
 from hvkf.config import Config
 from hvkf.config_file import known_keys
@@ -249,6 +249,7 @@ def gc(
 app.add_typer(jobs_app, name="jobs")
 add_commands(app)
 picture_command.add_commands(app)
+plan_command.add_commands(app)
 add_registry_commands(app)
 render_commands.add_commands(app)
 

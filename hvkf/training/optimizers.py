@@ -62,6 +62,20 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
+def known_name(name: str) -> str:
+    """Give the key of SOURCES that a name means.
+
+    Raises:
+        BadInput: there is none.
+    """
+    known = ALIASES.get(name.lower(), name.lower())
+    if known not in SOURCES:
+        raise BadInput(
+            f"There is no hparams.optimizer_type {name!r}: use one of {', '.join(SOURCES)}."
+        )
+    return known
+
+
 def make_optimizer(
     name: str,
     parameters: Iterable[torch.nn.Parameter],
@@ -79,11 +93,7 @@ def make_optimizer(
     Raises:
         BadInput: an unknown name or argument, or a package that is not installed.
     """
-    known = ALIASES.get(name.lower(), name.lower())
-    if known not in SOURCES:
-        raise BadInput(
-            f"There is no hparams.optimizer_type {name!r}: use one of {', '.join(SOURCES)}."
-        )
+    known = known_name(name)
     source = SOURCES[known]
     try:
         kind = getattr(importlib.import_module(source.module), source.name)

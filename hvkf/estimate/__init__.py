@@ -1,0 +1,1 @@
+"""What a configuration needs (memory, arithmetic, bytes), counted without weights and GPU."""

@@ -1,0 +1,99 @@
+"""`hvkf plan`: what it prints, where its numbers are from, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvkf.cli import app, run_stage
+from hvkf.config import Config
+from hvkf.errors import BadInput, ConfigError
+from hvkf.estimate.amounts import find_amounts
+from hvkf.estimate.cards import card_named
+from hvkf.estimate.plan import Machine
+from hvkf.model.tiny import build_tiny_checkpoint
+from hvkf.storage import open_store
+from hvkf.training.sharding import Sharding
+from tests.workspaces import small_config, write_dataset
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    """Overrides for a tiny checkpoint and two buckets."""
+    checkpoint = build_tiny_checkpoint(tmp_path / "tiny")
+    return [
+        f"--workspace={tmp_path / 'workspace'}",
+        f"--model.pretrained_model_name_or_path={checkpoint}",
+        "--cache.bucket_reso=64x64x17,96x64x33",
+        "--network.lora_rank=4",
+        "--render.width=64",
+        "--render.height=64",
+    ]
+
+
+def planned(settings: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    """Run `hvkf plan --json`."""
+    app(args=["plan", "--json", *words], obj=settings, standalone_mode=False)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_has_every_stage_and_bucket(
+    settings: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = planned(settings, capsys, "--clips", "50")
+
+    rows = [(one["stage"], one["bucket"]) for one in found["stages"]]
+    assert rows == [
+        ("encode", "64x64x17"),
+        ("train", "64x64x17"),
+        ("encode", "96x64x33"),
+        ("train", "96x64x33"),
+        ("render", "64x64x33"),
+    ]
+    assert all(one["fits"] and one["flops"] > 0 for one in found["stages"])
+    assert found["clips"] == {"64x64x17": 50, "96x64x33": 50}
+    assert found["totals"]["train_steps"] == 100
+    assert not (tmp_path / "workspace").exists()  # it only looks
+
+
+def test_hours_follow_the_gpu_and_the_utilisation() -> None:
+    slow = Machine(card_named("a100-80gb"), 1, Sharding.NOTHING, 0.2)
+    fast = Machine(card_named("h100-80gb"), 1, Sharding.NOTHING, 0.4)
+
+    assert fast.hours(989.4e12 * 0.4 * 3600) == pytest.approx(1)
+    assert slow.hours(1e18) / fast.hours(1e18) == pytest.approx(2 * 989.4 / 312)
+
+
+def test_tables_name_the_model_the_card_and_the_totals(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(args=["plan"], obj=settings, standalone_mode=False)
+
+    shown = capsys.readouterr().out
+    assert "h100-80gb" in shown
+    assert "73.6 GB" in shown
+    assert "96x64x33" in shown
+    assert "GPU-hours" in shown
+    assert "there is no catalog yet" in shown
+
+
+def test_an_unknown_gpu_is_refused_with_the_list(settings: list[str]) -> None:
+    with pytest.raises(BadInput, match=r"no --gpu 'h1000'.*rtx4090-24gb"):
+        app(args=["plan", "--gpu", "h1000"], obj=settings, standalone_mode=False)
+
+
+def test_clips_are_counted_in_the_newest_catalog(tmp_path: Path) -> None:
+    config = small_config(tmp_path, write_dataset(tmp_path / "data", 3))
+    run_stage("ingest", config, open_store(config.workspace))
+
+    amounts = find_amounts(config, None, 1)
+
+    # 20 frames hold one head of 5 and one of 9, in both families of sizes.
+    assert set(amounts.clips.values()) == {3}
+    assert "catalog" in amounts.source
+
+
+def test_no_buckets_are_refused_with_the_fix() -> None:
+    with pytest.raises(ConfigError, match=r"--cache.bucket_reso=960x544x33"):
+        find_amounts(Config(), None, 1)
