@@ -54,13 +54,18 @@ def plan(
         ),
     ] = None,
     videos: Annotated[int, typer.Option(min=1, help="Videos to render.")] = 100,
+    options: Annotated[
+        bool,
+        typer.Option("--options", help="Count what makes stages smaller even where they fit."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Says whether a configuration fits a kind of GPU and what it costs, before it is submitted.
 
     Counts, for the configured model and each bucket: weights, peak memory of encoding, training
     and rendering, arithmetic, stored bytes, and GPU-hours. It loads no weights and needs no GPU:
-    the real code runs on tensors without values.
+    the real code runs on tensors without values. Where training or rendering does not fit, it
+    counts what each memory option would change, and how to write it.
 
     (`hvkf STAGE plan` is another thing: it divides one stage's work into parts.)
 
@@ -85,7 +90,12 @@ def plan(
     errors = Console(file=sys.stderr)
     with errors.status("Counting") as status:
         made = make_plan(
-            settings, shapes, machine, amounts, lambda text: status.update(f"Counting {text}")
+            settings,
+            shapes,
+            machine,
+            amounts,
+            all_options=options,
+            say=lambda text: status.update(f"Counting {text}"),
         )
     if as_json:
         print(json.dumps(made.as_json(), indent=1))

@@ -10,7 +10,7 @@ from hvkf.cli import app, run_stage
 from hvkf.config import Config
 from hvkf.errors import BadInput, ConfigError
 from hvkf.estimate.amounts import find_amounts
-from hvkf.estimate.cards import card_named
+from hvkf.estimate.cards import CARDS, Card, card_named
 from hvkf.estimate.plan import Machine
 from hvkf.model.tiny import build_tiny_checkpoint
 from hvkf.storage import open_store
@@ -76,6 +76,37 @@ def test_tables_name_the_model_the_card_and_the_totals(
     assert "96x64x33" in shown
     assert "GPU-hours" in shown
     assert "there is no catalog yet" in shown
+
+
+def test_options_say_what_to_write_and_what_it_would_change(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned([*settings, "--cache.bucket_reso=96x64x33"], capsys, "--options")
+
+    peaks = {one["stage"]: one["peak_bytes"] for one in found["stages"] if one["stage"] != "encode"}
+    tried = {(one["stage"], one["write"]): one["peak_bytes"] for one in found["options"]}
+    less = [
+        ("train", "--hparams.checkpoint_in_main_memory=true"),
+        ("train", "--hparams.packed_weights=nf4"),
+        ("train", "--sharding all --gpus 8"),
+        ("render", "--render.speed.offload_encoders=true"),
+    ]
+    for stage, words in less:
+        assert tried[stage, words] < peaks[stage]
+    assert tried["train", "--hparams.checkpoint_every_n_blocks=2"] > peaks["train"]
+
+
+def test_what_does_not_fit_is_followed_by_what_would(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(CARDS, "h100-80gb", Card("h100-80gb", 10**6, 1e12))
+
+    app(args=["plan"], obj=settings, standalone_mode=False)
+
+    shown = capsys.readouterr().out
+    assert "NO" in shown
+    assert "--hparams.packed_weights=int8" in shown
+    assert "Encoding does not fit" in shown
 
 
 def test_an_unknown_gpu_is_refused_with_the_list(settings: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The work of the stages on meta tensors: text, VAE, the transformer's forward pass, a step."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -197,6 +197,19 @@ def count_step(
     for weight in trained:
         weight.grad = None
     return counter.count
+
+
+def off_the_gpu() -> AbstractContextManager[object]:
+    """Save what is kept for the backward pass where it does not count, as `in_main_memory`."""
+
+    def leave(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+        return tensor.shape, tensor.dtype
+
+    def fetch(left: tuple[torch.Size, torch.dtype]) -> torch.Tensor:
+        shape, dtype = left
+        return torch.empty(shape, dtype=dtype, device=META)
+
+    return torch.autograd.graph.saved_tensors_hooks(leave, fetch)
 
 
 def _batch(

@@ -1,6 +1,6 @@
 """A configuration's plan: what fits, what it takes, what it costs, for one kind of GPU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from hvkf.buckets import Bucket
 from hvkf.config import Config
 from hvkf.estimate.amounts import Amounts
 from hvkf.estimate.cards import Card
+from hvkf.estimate.options import Tried, try_options
 from hvkf.estimate.parts import Shapes, num_bytes, num_parameters
 from hvkf.estimate.stages import Encode, Render, StageEstimate, Train
 from hvkf.estimate.stored import StoredSample, stored_sample
@@ -26,6 +27,10 @@ class Machine:
     num_ranks: int
     sharding: Sharding
     utilisation: float
+
+    def fits(self, estimate: StageEstimate) -> bool:
+        """Whether a stage's peak fits the card."""
+        return estimate.peak_bytes <= self.card.usable_bytes
 
     def hours(self, flops: float) -> float:
         """Count the hours of one GPU."""
@@ -45,6 +50,7 @@ class Plan:
     checkpoint_bytes: int
     num_checkpoints: int
     totals: Mapping[str, float]
+    tried: tuple[Tried, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Give it as plain numbers: bytes, floating-point operations, hours."""
@@ -68,7 +74,7 @@ class Plan:
                     "peak_bytes": one.peak_bytes,
                     "peak_pass": one.peak_pass,
                     "resident_bytes": dict(one.resident),
-                    "fits": one.peak_bytes <= machine.card.usable_bytes,
+                    "fits": machine.fits(one),
                     "flops": one.flops,
                     "gpu_seconds": machine.hours(one.flops) * HOUR_S,
                 }
@@ -89,6 +95,19 @@ class Plan:
             "checkpoint_bytes": self.checkpoint_bytes,
             "num_checkpoints": self.num_checkpoints,
             "totals": dict(self.totals),
+            "options": [
+                {
+                    "stage": one.estimate.stage,
+                    "bucket": str(one.estimate.bucket),
+                    "option": one.option.name,
+                    "write": one.words,
+                    "cost": one.option.cost,
+                    "peak_bytes": one.estimate.peak_bytes,
+                    "fits": machine.fits(one.estimate),
+                    "flops": one.estimate.flops,
+                }
+                for one in self.tried
+            ],
         }
 
 
@@ -97,15 +116,18 @@ def make_plan(
     shapes: Shapes,
     machine: Machine,
     amounts: Amounts,
+    *,
+    all_options: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Count all stages of a configuration.
+    """Count all stages of a configuration, and what would make those fit that do not.
 
     Args:
         config: The configuration.
         shapes: The sizes of its model.
         machine: On what.
         amounts: How much.
+        all_options: Count what makes stages smaller even where they fit.
         say: Told what is counted next.
     """
     encode, render = Encode(config, shapes), Render(config, shapes)
@@ -145,7 +167,32 @@ def make_plan(
         num_checkpoints=num_checkpoints,
         totals=_totals(stages, stored, machine, amounts, samples)
         | {"train_steps": steps, "checkpoints_bytes": num_checkpoints * checkpoint_bytes},
+        tried=tuple(_options(config, shapes, machine, stages, all_options, say)),
     )
+
+
+def _options(
+    config: Config,
+    shapes: Shapes,
+    machine: Machine,
+    stages: list[StageEstimate],
+    all_options: bool,
+    say: Callable[[str], None],
+) -> Iterator[Tried]:
+    """Try the options on the bucket of each stage that needs most."""
+    for stage in ("train", "render"):
+        of_stage = [one for one in stages if one.stage == stage]
+        largest = max(of_stage, key=lambda one: one.peak_bytes)
+        if all_options or not machine.fits(largest):
+            yield from try_options(
+                config,
+                shapes,
+                stage,
+                largest.bucket,
+                machine.num_ranks,
+                machine.sharding,
+                say,
+            )
 
 
 def num_steps(config: Config, amounts: Amounts, num_ranks: int) -> tuple[int, float]:

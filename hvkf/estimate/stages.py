@@ -4,6 +4,7 @@ The parts that a stage keeps on its GPU lie there while each of its passes is co
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,11 +26,15 @@ from hvkf.estimate.passes import (
     count_vae_encode,
     count_velocity,
     latent_shape,
+    off_the_gpu,
 )
 from hvkf.estimate.training_state import optimizer_bytes
 from hvkf.model.lora import add_lora
+from hvkf.model.packed import pack_frozen
 from hvkf.model.precision import TORCH_DTYPES
+from hvkf.model.recomputing import recompute_blocks
 from hvkf.model.speed import FP8
+from hvkf.model.vae import set_tile
 from hvkf.training.sharding import Sharding
 from hvkf.training.trainer import BASE_DTYPES, has_float32_weights
 
@@ -119,32 +124,54 @@ class Render:
         self.transformer: HunyuanVideoTransformer3DModel = shapes.transformer(
             TORCH_DTYPES[config.render.precision]
         )
-        if config.render.speed.fp8_layerwise:
+        speed = config.render.speed
+        if speed.vae_tile is not None:
+            set_tile(self.encoders.vae, speed.vae_tile)
+        if speed.fp8_layerwise:
             self.transformer.enable_layerwise_casting(
                 storage_dtype=FP8, compute_dtype=self.transformer.dtype
             )
-
-    @property
-    def _modules(self) -> list[torch.nn.Module]:
-        return [*self.encoders.modules, self.transformer]
+        if speed.packed_weights is not None:
+            pack_frozen(self.transformer, speed.packed_weights)
 
     @cached_property
     def _text(self) -> Count:
-        return count_text(self.encoders.llama, self.encoders.clip, self._modules)
+        llama, clip = self.encoders.llama, self.encoders.clip
+        return count_text(llama, clip, self._beside(llama, clip))
+
+    def _beside(self, *used: torch.nn.Module) -> list[torch.nn.Module]:
+        """List what lies on the GPU while a pass uses these parts."""
+        if self._config.speed.offload_encoders:
+            return [self.transformer, *used]
+        return [self.transformer, *self.encoders.modules]
+
+    @property
+    def _waiting_bytes(self) -> int:
+        """What of the transformer waits in main memory: a block computes, the next is fetched."""
+        if not self._config.speed.group_offload:
+            return 0
+        blocks = block_bytes(self.transformer)
+        return max(0, sum(blocks) - 2 * max(blocks))
 
     def estimate(self, bucket: Bucket) -> StageEstimate:
         """Count one video; memory is that of `render.speed.batch_size` of them."""
         render, encoders = self._config, self.encoders
         batch_size = render.speed.batch_size
         passes = {
-            "condition": count_condition(encoders.vae, bucket, self._modules),
+            "condition": count_condition(encoders.vae, bucket, self._beside(encoders.vae)),
             "caption": self._text,
             "sampling": count_velocity(
-                self.transformer, latent_shape(encoders.vae, bucket), batch_size, self._modules
+                self.transformer, latent_shape(encoders.vae, bucket), batch_size, self._beside()
             ),
-            "decoding": count_vae_decode(encoders.vae, bucket, self._modules),
+            "decoding": count_vae_decode(encoders.vae, bucket, self._beside(encoders.vae)),
         }
-        resident = {"transformer": num_bytes(self.transformer), **encoders.resident}
+        waiting = self._waiting_bytes
+        passes = {
+            name: Count(count.peak_bytes - waiting, count.flops) for name, count in passes.items()
+        }
+        resident = {"transformer": num_bytes(self.transformer) - waiting}
+        if not render.speed.offload_encoders:
+            resident |= encoders.resident
         num_passes = render.steps * (2 if render.true_cfg_scale > 1 else 1)
         repeats = {"condition": 1, "caption": 1, "decoding": 1, "sampling": num_passes / batch_size}
         return _estimate("render", bucket, resident, passes, repeats)
@@ -166,7 +193,6 @@ class Train:
         self._vae = shapes.vae(torch.bfloat16)
         self._dtype = BASE_DTYPES[config.hparams.mixed_precision]
         self.transformer: Any = shapes.transformer(self._dtype)
-        self._base_bytes = num_bytes(self.transformer)
         network = config.network
         with META:
             trained = add_lora(
@@ -180,8 +206,13 @@ class Train:
             for weight in trained:
                 weight.data = weight.data.float()
         self.transformer.train()
-        if config.hparams.gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
+        hparams = config.hparams
+        if hparams.packed_weights is not None:
+            pack_frozen(self.transformer, hparams.packed_weights)
+        if hparams.gradient_checkpointing:
+            waiting = off_the_gpu if hparams.checkpoint_in_main_memory else nullcontext
+            recompute_blocks(self.transformer, hparams.checkpoint_every_n_blocks, waiting)
+        self._base_bytes = num_bytes(self.transformer, trained=False)
         self.num_trained = sum(weight.numel() for weight in trained)
         self.trained_bytes = num_bytes(self.transformer, trained=True)
 
@@ -237,9 +268,14 @@ class Train:
             # Gathered weights are kept until the end of the step.
             gathered = self.trained_bytes
             return {**divided, "frozen weights": whole["frozen weights"], "gathered": gathered}
-        blocks = [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
         # One block computes while the next is fetched.
-        return {**divided, "gathered": 2 * max(num_bytes(block) for block in blocks)}
+        return {**divided, "gathered": 2 * max(block_bytes(self.transformer))}
+
+
+def block_bytes(transformer: Any) -> list[int]:
+    """List the bytes of each block's weights."""
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    return [num_bytes(block) for block in blocks]
 
 
 def _estimate(

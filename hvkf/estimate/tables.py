@@ -7,6 +7,7 @@ from rich.table import Table
 
 from hvkf.estimate.cards import USABLE
 from hvkf.estimate.plan import HOUR_S, Plan
+from hvkf.estimate.stages import StageEstimate
 
 GB = 1e9
 TERA = 1e12
@@ -17,8 +18,12 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(f"Model: {plan.model}. Nothing was loaded, and no GPU was used.")
     for table in (_parts(plan), _memory(plan), _stored(plan), _totals(plan)):
         console.print(table)
+    if plan.tried:
+        console.print(_options(plan))
+        for sentence in _how_to(plan):
+            console.print(sentence, highlight=False, soft_wrap=True)
     for sentence in _notes(plan):
-        console.print(sentence)
+        console.print(sentence, highlight=False)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -43,17 +48,38 @@ def _memory(plan: Plan) -> Table:
     )
     table = _table(title, "stage", "bucket", "peak GB", "in", "fits", "TFLOP", "s")
     for one in plan.stages:
-        fits = one.peak_bytes <= machine.card.usable_bytes
         table.add_row(
             one.stage,
             str(one.bucket),
             _gb(one.peak_bytes),
             one.peak_pass,
-            "yes" if fits else "NO",
+            _yes(plan, one),
             f"{one.flops / TERA:,.0f}",
             f"{machine.hours(one.flops) * HOUR_S:,.1f}",
         )
     return table
+
+
+def _yes(plan: Plan, estimate: StageEstimate) -> str:
+    return "yes" if plan.machine.fits(estimate) else "NO"
+
+
+def _options(plan: Plan) -> Table:
+    table = _table("What makes the largest smaller", "stage and option", "peak GB", "fits", "TFLOP")
+    for one in plan.tried:
+        found = one.estimate
+        table.add_row(
+            f"{found.stage}: {one.option.name}",
+            _gb(found.peak_bytes),
+            _yes(plan, found),
+            f"{found.flops / TERA:,.0f}",
+        )
+    return table
+
+
+def _how_to(plan: Plan) -> Iterator[str]:
+    for one in plan.tried:
+        yield f"{one.estimate.stage}: {one.option.name} ({one.option.cost}):\n    {one.words}"
 
 
 def _stored(plan: Plan) -> Table:
@@ -97,6 +123,8 @@ def _totals(plan: Plan) -> Table:
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield f"Clips: {plan.amounts.source}."
+    if not all(plan.machine.fits(one) for one in plan.stages if one.stage == "encode"):
+        yield "Encoding does not fit: it has no option, take a larger GPU for it."
     yield (
         "TFLOP and seconds (s) are of one clip encoded, one sample trained on, one video rendered; "
         f"{1 - USABLE:.0%} of the GPU's memory is left to CUDA and the allocator."

@@ -5,7 +5,8 @@ Method: the reference's inference, with every random draw from the row's own see
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
 from hvkf.errors import BadInput
+from hvkf.model.attention import apply_attention
 from hvkf.model.conditioning import EmptyTiles, encode_condition
 from hvkf.model.device import best_device
 from hvkf.model.loading import load_scheduler, load_text_encoders, load_transformer, load_vae
@@ -23,7 +25,7 @@ from hvkf.model.random import draw_normal, generator_for
 from hvkf.model.sampler import sample_latents
 from hvkf.model.speed import apply_speed, forget_cached
 from hvkf.model.text import PromptEmbeds, encode_prompts
-from hvkf.model.vae import decode_latents, encode_video, to_pixels_range
+from hvkf.model.vae import decode_latents, encode_video, set_tile, to_pixels_range
 from hvkf.model_source import model_folder_or_hub_id
 from hvkf.settings.experiment import ModelConfig
 from hvkf.settings.rendering import RenderSpeed
@@ -99,11 +101,14 @@ class Renderer:
         self._source, self._model, self._dtype = source, model, TORCH_DTYPES[precision]
         dtype = self._dtype
         options = {"revision": model.revision, "variant": model.variant}
-        self._text = load_text_encoders(source, dtype=dtype, device=self.device, **options)
-        self._vae = load_vae(source, dtype=dtype, device=self.device, **options)
+        self._speed = speed or RenderSpeed()
+        home = torch.device("cpu") if self._speed.offload_encoders else self.device
+        self._text = load_text_encoders(source, dtype=dtype, device=home, **options)
+        self._vae = load_vae(source, dtype=dtype, device=home, **options)
+        if self._speed.vae_tile is not None:
+            set_tile(self._vae, self._speed.vae_tile)
         self._transformer = self._load_transformer()
         self._scheduler = load_scheduler()
-        self._speed = speed or RenderSpeed()
         self._is_prepared = False
         self._fused: list[tuple[Path, float | None]] = []
         self._empty_tiles = EmptyTiles(self._vae, keeps_keyframes=True)
@@ -148,14 +153,30 @@ class Renderer:
         self._is_prepared = False
 
     def _load_transformer(self) -> HunyuanVideoTransformer3DModel:
+        # Weights that will be packed come into main memory: the GPU may not hold them in full.
+        is_packed = self._speed.packed_weights is not None
         return load_transformer(
             self._source,
             revision=self._model.revision,
             variant=self._model.variant,
             dtype=self._dtype,
-            attention=self._model.attention,
-            device=self.device,
+            attention="sdpa" if is_packed else self._model.attention,
+            device="cpu" if is_packed else self.device,
         )
+
+    @contextmanager
+    def _on_device(self, *parts: torch.nn.Module) -> Iterator[None]:
+        """Bring parts that wait in main memory to the device, and back."""
+        if not self._speed.offload_encoders:
+            yield
+            return
+        for part in parts:
+            part.to(self.device)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.to("cpu")
 
     def render(
         self,
@@ -226,16 +247,17 @@ class Renderer:
             BadInput: keyframes of several sizes or outside the video, F not 4k+1.
         """
         self._prepare()
-        conditions = [
-            encode_condition(
-                self._vae,
-                pair.keyframes,
-                num_frames,
-                generator_for(pair.seed, "condition", pair.item_key),
-                self._empty_tiles,
-            )
-            for pair in pairs
-        ]
+        with self._on_device(self._vae):
+            conditions = [
+                encode_condition(
+                    self._vae,
+                    pair.keyframes,
+                    num_frames,
+                    generator_for(pair.seed, "condition", pair.item_key),
+                    self._empty_tiles,
+                )
+                for pair in pairs
+            ]
         noise = draw_normal(
             conditions[0].shape[1:],
             [generator_for(pair.seed, "noise", pair.item_key) for pair in pairs],
@@ -258,7 +280,8 @@ class Renderer:
         ).cpu()
         passes = steps * (2 if true_cfg_scale > 1 else 1) * len(pairs)
         step_s = (time.perf_counter() - begun_s) / passes
-        return [self._decode(latents[index : index + 1], step_s) for index in range(len(pairs))]
+        with self._on_device(self._vae):
+            return [self._decode(latents[index : index + 1], step_s) for index in range(len(pairs))]
 
     def _decode(self, latents: torch.Tensor, step_s: float) -> Rendered | RenderFault:
         if not bool(torch.isfinite(latents).all()):
@@ -273,12 +296,15 @@ class Renderer:
         """Apply the speed settings, once the weights are final, and forget the last video."""
         if not self._is_prepared:
             apply_speed(self._transformer, self._speed, self.device)
+            if self._speed.packed_weights is not None:
+                apply_attention(self._transformer, self._model.attention)
             self._is_prepared = True
         forget_cached(self._transformer)
 
     def reconstruct(self, frames_FHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 frames [F, H, W, 3] and decode them: the best that latents can hold."""
-        return decode_latents(self._vae, encode_video(self._vae, to_pixels_range(frames_FHWC)))
+        with self._on_device(self._vae):
+            return decode_latents(self._vae, encode_video(self._vae, to_pixels_range(frames_FHWC)))
 
     def _prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         """Encode prompts, each by itself and once: in another batch its last bits would change."""
@@ -290,4 +316,5 @@ class Renderer:
         )
 
     def _encode_prompt(self, prompt: str) -> PromptEmbeds:
-        return encode_prompts(self._text, [prompt])
+        with self._on_device(self._text.text_encoder, self._text.text_encoder_2):
+            return encode_prompts(self._text, [prompt])

@@ -114,6 +114,17 @@ def temporal_tiles(vae: AutoencoderKLHunyuanVideo, num_frames: int) -> list[Temp
     return tiles
 
 
+def set_tile(vae: AutoencoderKLHunyuanVideo, side: int) -> None:
+    """Cut frames into tiles of this side in pixels, a quarter of which overlaps as in diffusers."""
+    stride = side * 3 // 4
+    vae.enable_tiling(
+        tile_sample_min_height=side,
+        tile_sample_min_width=side,
+        tile_sample_stride_height=stride,
+        tile_sample_stride_width=stride,
+    )
+
+
 def encode_with(vae: AutoencoderKLHunyuanVideo) -> TileEncoder:
     """Make the encoder of one temporal tile, with diffusers' spatial tiling where it is large."""
 

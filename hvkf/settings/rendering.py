@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from hvkf.settings.section import Precision, Section
+from hvkf.settings.section import PackedFormat, Precision, Section
 
 
 class RenderChecks(Section):
@@ -39,6 +39,21 @@ class RenderSpeed(Section):
     fp8_layerwise: bool = Field(
         False, description="Approximate: keep the transformer's weights in 8 bits; half the memory."
     )
+    packed_weights: PackedFormat | None = Field(
+        None,
+        description="Approximate: keep the blocks' weights in 8 bits (fp8, int8) or 4 (nf4, which "
+        "needs bitsandbytes).",
+    )
+    vae_tile: int | None = Field(
+        None,
+        ge=64,
+        multiple_of=32,
+        description="Approximate: side of the tiles that the VAE takes, in pixels; left out: 256.",
+    )
+    offload_encoders: bool = Field(
+        False,
+        description="Exact, slower: text encoders and VAE wait in main memory until they are used.",
+    )
     group_offload: bool = Field(
         False, description="Exact, slower: keep weights in main memory, for small GPUs."
     )
@@ -53,12 +68,15 @@ class RenderSpeed(Section):
     def _one_cache(self) -> Self:
         if self.first_block_cache is not None and self.taylorseer is not None:
             raise ValueError("set first_block_cache or taylorseer, not both")
+        if self.fp8_layerwise and self.packed_weights is not None:
+            raise ValueError("set fp8_layerwise or packed_weights, not both")
         return self
 
     @property
     def changes_weights(self) -> bool:
         """Whether the transformer's weights are stored, placed or compiled in another way."""
-        return self.fp8_layerwise or self.group_offload or self.compile_blocks
+        is_packed = self.fp8_layerwise or self.packed_weights is not None
+        return is_packed or self.group_offload or self.compile_blocks
 
     @property
     def approximations(self) -> dict[str, float]:
@@ -67,6 +85,8 @@ class RenderSpeed(Section):
             "first_block_cache": self.first_block_cache,
             "taylorseer": self.taylorseer,
             "fp8_layerwise": 1 if self.fp8_layerwise else None,
+            f"packed_{self.packed_weights}": 1 if self.packed_weights else None,
+            "vae_tile": self.vae_tile,
         }
         return {name: value for name, value in chosen.items() if value is not None}
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Precision = Literal["fp32", "bf16", "fp16"]
+PackedFormat = Literal["fp8", "int8", "nf4"]
 
 
 class Section(BaseModel):

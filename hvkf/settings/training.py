@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from hvkf.settings.section import Section
+from hvkf.settings.section import PackedFormat, Section
 
 
 class NetworkConfig(Section):
@@ -78,6 +78,17 @@ class HparamsConfig(Section):
         False,
         description="Exact but for rounding: compile the transformer's blocks; needs g++. Worth it "
         "where a run has far more steps than shapes.",
+    )
+    checkpoint_every_n_blocks: int = Field(
+        1, ge=1, description="Recompute every n-th block only: faster, and more memory. Exact."
+    )
+    checkpoint_in_main_memory: bool = Field(
+        False, description="Keep what blocks recompute from in main memory. Exact, slower."
+    )
+    packed_weights: PackedFormat | None = Field(
+        None,
+        description="Approximate: keep the frozen weights in 8 bits (fp8, int8) or 4 (nf4, which "
+        "needs bitsandbytes).",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")

@@ -18,7 +18,13 @@ from hvkf.training.items import Items
 STAGE_VERSION = 1
 NUM_DIGITS = 8
 NUM_SHOWN = 6
-WHERE_IT_RUNS = {"gradient_checkpointing", "gradient_accumulation_steps", "compile_blocks"}
+WHERE_IT_RUNS = {
+    "gradient_checkpointing",
+    "checkpoint_every_n_blocks",
+    "checkpoint_in_main_memory",
+    "gradient_accumulation_steps",
+    "compile_blocks",
+}
 EMA_WORK = {"use_ema", "ema_decay", "ema_update_interval"}
 
 

@@ -79,8 +79,8 @@ def shard(transformer: Any, sharding: Sharding, device: torch.device) -> None:
     types = {weight.dtype for weight in transformer.parameters() if weight not in ignored}
     if len(types) > 1:
         raise BadInput(
-            "FSDP shards weights of one type: leave hparams.gradient_precision at accelerator and "
-            "hparams.mixed_precision at bf16 or no, or use DDP."
+            "FSDP shards weights of one type: leave hparams.gradient_precision at accelerator, "
+            "hparams.mixed_precision at bf16 or no and hparams.packed_weights out, or use DDP."
         )
     # Nothing here works in place on what a block returns.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")

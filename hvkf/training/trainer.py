@@ -12,9 +12,12 @@ from torch.distributed.tensor import DTensor
 
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.model.attention import apply_attention
 from hvkf.model.loading import load_transformer
 from hvkf.model.lora import add_lora, load_lora_state, lora_state_dict
 from hvkf.model.lora_file import read_lora
+from hvkf.model.packed import pack_frozen
+from hvkf.model.recomputing import in_main_memory, recompute_blocks
 from hvkf.model_source import model_folder_or_hub_id
 from hvkf.seeds import seed_for
 from hvkf.storage import Store
@@ -180,15 +183,19 @@ class Trainer:
 
 
 def _load(config: Config, store: Store, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load the transformer and add the LoRA, its first values drawn from the run's seed."""
-    model, network = config.model, config.network
+    """Load the transformer and add the LoRA, its first values drawn from the run's seed.
+
+    Weights that are to be packed are loaded into main memory: the GPU may not hold them in full.
+    """
+    model, network, hparams = config.model, config.network, config.hparams
+    packed = hparams.packed_weights
     transformer = load_transformer(
         model_folder_or_hub_id(model, store),
         revision=model.revision,
         variant=model.variant,
         dtype=dtype,
-        attention=model.attention,
-        device=device,
+        attention=model.attention if packed is None else "sdpa",
+        device=device if packed is None else "cpu",
         trains=True,
     )
     torch.manual_seed(seed_for(config.experiment.random_seed, "lora"))
@@ -204,8 +211,12 @@ def _load(config: Config, store: Store, dtype: torch.dtype, device: torch.device
     if has_float32_weights(config):
         for weight in trained:
             weight.data = weight.data.float()
-    if config.hparams.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    if packed is not None:
+        pack_frozen(transformer, packed, device)
+        apply_attention(transformer, model.attention, trains=True)
+    if hparams.gradient_checkpointing:
+        waiting = in_main_memory if hparams.checkpoint_in_main_memory else nullcontext
+        recompute_blocks(transformer, hparams.checkpoint_every_n_blocks, waiting)
     if config.hparams.compile_blocks:
         transformer.compile_repeated_blocks()
     return transformer

@@ -9,12 +9,12 @@ import torch
 
 from hvkf.buckets import Bucket
 from hvkf.config import Config
-from hvkf.estimate.parts import Shapes, published_shapes, shapes_of_folder
-from hvkf.estimate.stages import Encode, Render, Train
+from hvkf.estimate.parts import Shapes, num_bytes, published_shapes, shapes_of_folder
+from hvkf.estimate.stages import Encode, Render, Train, block_bytes
 from hvkf.model.loading import load_scheduler, load_transformer, load_vae
 from hvkf.model.lora import add_lora
+from hvkf.model.recomputing import recompute_blocks
 from hvkf.model.sampler import sample_latents
-from hvkf.model.text import PromptEmbeds
 from hvkf.model.tiny import build_tiny_checkpoint
 from hvkf.model.vae import decode_latents, encode_video
 from hvkf.training.dataset import LatentBatch
@@ -22,6 +22,7 @@ from hvkf.training.objective import batch_losses
 from hvkf.training.optimizers import make_optimizer
 from hvkf.training.sharding import Sharding
 from hvkf.training.state import optimizer_state
+from tests.estimate.batches import latent_batch
 from tests.estimate.measuring import measured_memory
 
 WITHIN = 0.1
@@ -86,7 +87,7 @@ def test_sampling_s_memory_is_counted_within_a_tenth_of_what_is_measured(
 ) -> None:
     bucket, config = Bucket.parse(size), Config.model_validate(FP32)
     transformer = load_transformer(checkpoint, dtype=torch.float32)
-    batch = latent_batch(bucket, 1)
+    batch = latent_batch(bucket, 1, transformer)
 
     measured = measure(
         lambda: sample_latents(
@@ -101,20 +102,24 @@ def test_sampling_s_memory_is_counted_within_a_tenth_of_what_is_measured(
     assert counted == pytest.approx(measured + inputs, rel=WITHIN)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("every", [None, 1, 2])
 @pytest.mark.parametrize("size", ["512x320x17", "320x192x33"])
 def test_a_step_s_memory_is_counted_within_a_tenth_of_what_is_measured(
-    size: str, checkpointing: bool, checkpoint: Path, shapes: Shapes
+    size: str, every: int | None, checkpoint: Path, shapes: Shapes
 ) -> None:
     bucket, batch_size = Bucket.parse(size), 2
     settings = {**FP32, "data": {"batch_size": batch_size}}
-    settings["hparams"] = {"mixed_precision": "no", "gradient_checkpointing": checkpointing}
+    settings["hparams"] = {
+        "mixed_precision": "no",
+        "gradient_checkpointing": every is not None,
+        "checkpoint_every_n_blocks": every or 1,
+    }
     transformer = load_transformer(checkpoint, dtype=torch.float32, trains=True)
     trained = add_lora(transformer, rank=4, alpha=4)
     transformer.train()
-    if checkpointing:
-        transformer.enable_gradient_checkpointing()
-    batch = latent_batch(bucket, batch_size)
+    if every is not None:
+        recompute_blocks(transformer, every)
+    batch = latent_batch(bucket, batch_size, transformer)
 
     def step() -> None:
         losses = batch_losses(
@@ -130,20 +135,6 @@ def test_a_step_s_memory_is_counted_within_a_tenth_of_what_is_measured(
     counted = estimate.peak_bytes - sum(estimate.resident.values())
     inputs = bytes_of(batch.latents, batch.condition, batch.noise, batch.sigmas, *of_prompt(batch))
     assert counted == pytest.approx(measured + inputs, rel=WITHIN)
-
-
-def latent_batch(bucket: Bucket, size: int) -> LatentBatch:
-    """Make a batch of the tiny checkpoint's sizes."""
-    shape = (size, 16, (bucket.num_frames - 1) // 4 + 1, bucket.height // 8, bucket.width // 8)
-    mask = torch.ones((size, 256), dtype=torch.int64)
-    return LatentBatch(
-        keys=(),
-        latents=torch.randn(shape),
-        condition=torch.randn(shape),
-        noise=torch.randn(shape),
-        sigmas=torch.full((size,), 0.5),
-        prompt=PromptEmbeds(torch.randn((size, 256, 32)), mask, torch.randn((size, 24))),
-    )
 
 
 def of_prompt(batch: LatentBatch) -> list[torch.Tensor]:
@@ -207,3 +198,51 @@ def test_sharing_all_weights_out_leaves_each_rank_its_part(shapes: Shapes) -> No
     assert shared.resident["gathered"] > 0
     saved = sum(alone.resident.values()) - sum(shared.resident.values())
     assert alone.peak_bytes - shared.peak_bytes == saved
+
+
+def test_checkpoints_in_main_memory_do_not_count_on_the_gpu(shapes: Shapes) -> None:
+    bucket = Bucket.parse("320x192x33")
+    hparams: dict[str, Any] = {"mixed_precision": "no", "gradient_checkpointing": True}
+    settings = {**FP32, "hparams": hparams}
+    moved = {**FP32, "hparams": {**hparams, "checkpoint_in_main_memory": True}}
+
+    here = Train(Config.model_validate(settings), shapes).estimate(bucket)
+    away = Train(Config.model_validate(moved), shapes).estimate(bucket)
+
+    # Of three blocks' inputs (float32, 32 channels, of video and text) one is fetched at a time.
+    inputs = (9 * 12 * 20 + 256) * 32 * 4
+    assert 2 * inputs <= here.peak_bytes - away.peak_bytes <= 3 * inputs
+
+
+def test_packed_weights_count_by_their_bits() -> None:
+    shapes = published_shapes()
+    found = {
+        stored: Train(
+            Config.model_validate({"hparams": {"packed_weights": stored}}), shapes
+        ).transformer
+        for stored in ("fp8", "int8", "nf4")
+    }
+    frozen = {stored: num_bytes(made, trained=False) for stored, made in found.items()}
+    # 12.6 of 12.8 billion weights lie in the blocks' linear layers.
+    assert frozen["int8"] == frozen["fp8"] == pytest.approx(12.8e9, rel=0.05)
+    assert frozen["nf4"] == pytest.approx(7.5e9, rel=0.05)
+
+
+def test_what_waits_in_main_memory_does_not_count_while_rendering(tmp_path: Path) -> None:
+    deep = {"num_layers": 2, "num_single_layers": 4}
+    shapes = shapes_of_folder(build_tiny_checkpoint(tmp_path, transformer=deep))
+    bucket = Bucket.parse("64x64x17")
+
+    def peak(**speed: Any) -> Any:
+        config = Config.model_validate({"render": {"precision": "fp32", "speed": speed}})
+        return Render(config, shapes).estimate(bucket).passes
+
+    whole, away, blocks = peak(), peak(offload_encoders=True), peak(group_offload=True)
+    encoders = Render(Config.model_validate({"render": {"precision": "fp32"}}), shapes).encoders
+    assert whole["sampling"] - away["sampling"] == sum(encoders.resident.values())
+    assert whole["decoding"] - away["decoding"] == sum(
+        size for name, size in encoders.resident.items() if name != "VAE"
+    )
+    # Two blocks are there at a time.
+    sizes = block_bytes(shapes.transformer(torch.float32))
+    assert whole["sampling"] - blocks["sampling"] == sum(sizes) - 2 * max(sizes)

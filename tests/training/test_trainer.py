@@ -58,6 +58,8 @@ def test_a_lora_file_that_does_not_fit_is_refused(
         {"flow_match": {"weighting_scheme": "cosmap", "timestep_sampling": "uniform"}},
         {"optimizer_type": "torch.optim.AdamW", "lr_scheduler": "linear"},
         {"num_train_epochs": 2, "max_train_steps": None},
+        {"packed_weights": "int8", "gradient_checkpointing": True},
+        {"packed_weights": "fp8", "mixed_precision": "bf16"},
     ],
     ids=lambda hparams: ",".join(hparams),
 )
@@ -78,3 +80,37 @@ def test_settings_of_the_reference_train(hparams: dict[str, Any], tmp_path: Path
     is_raw = all(lora.weights[name].equal(weight) for name, weight in weights.items())
     assert is_raw == ("ema" in hparams and not hparams["ema"].get("use_ema", True))
     assert lora.alpha == 4
+
+
+def test_checkpointing_changes_where_a_step_is_computed_and_no_byte_of_the_result(
+    tmp_path: Path,
+) -> None:
+    forms: list[dict[str, Any]] = [
+        {"gradient_checkpointing": False},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "checkpoint_every_n_blocks": 2},
+        {"gradient_checkpointing": True, "checkpoint_in_main_memory": True},
+    ]
+    common = {"mixed_precision": "no", "learning_rate": 1e-2, "max_train_steps": 3}
+    found = []
+    for number, form in enumerate(forms):
+        config, store = prepare(tmp_path / str(number), hparams={**common, **form})
+        run_training(config, store)
+        found.append(weights_of(store, 3))
+
+    for weights in found[1:]:
+        assert all(weight.equal(found[0][name]) for name, weight in weights.items())
+
+
+def test_a_lora_trained_over_eight_bits_is_near_the_one_trained_over_all(tmp_path: Path) -> None:
+    common = {"mixed_precision": "no", "learning_rate": 1e-3, "max_train_steps": 3}
+    found = []
+    for packed in (None, "int8"):
+        hparams = {**common, "packed_weights": packed}
+        config, store = prepare(tmp_path / str(packed), hparams=hparams)
+        run_training(config, store)
+        weights = weights_of(store, 3)
+        found.append(torch.cat([weights[name].flatten() for name in sorted(weights)]))
+
+    apart = (found[1] - found[0]).norm() / found[0].norm()
+    assert 0 < apart < 0.02
