@@ -74,6 +74,10 @@ test-all: env ## the fast tests and the long drills
 learn: env ## the benchmark of learning, with all ablations (an hour on two cores)
 	$(PY) -m pytest -q -m long tests/test_learning.py
 
+.PHONY: bench
+bench: env ## the data path against its limits (docs/performance.md; a quarter of an hour, idle machine)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(PY) benchmarks/data_path $(BENCH)
+
 .PHONY: e2e
 e2e: env ## the chain on the cluster of KUBECONFIG (docs/cluster.md says what it needs)
 	$(PY) -m pytest -q -rs tests/e2e

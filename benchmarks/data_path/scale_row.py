@@ -1,0 +1,102 @@
+"""The time per clip as clips become more, and two processes against one."""
+
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from cache_row import BUCKETS
+from measuring import (
+    Row,
+    Scale,
+    Took,
+    child,
+    run_stages,
+    settings,
+    store_plan,
+    took,
+    write_real_clips,
+    write_shapes,
+)
+
+from hvkf.config import Config
+
+FLAT_GOAL, PROCESSES_GOAL = 1.1, 1.7
+BUSY = "import time; e = time.process_time() + 3\nwhile time.process_time() < e: pass"
+
+
+def measure(scale: Scale) -> list[Row]:
+    """Measure growth by the CPU and processes by the clock."""
+    counts = {"cache": (1, 10, 100, 1000), "encode": (1, 10, 100)}
+    if scale.is_quick:
+        counts = {"cache": (1, 10, 50), "encode": (1, 5)}
+    rows = [growth(stage, of_stage) for stage, of_stage in counts.items()]
+    rows += [processes(stage, scale) for stage in ("cache", "encode")]
+    return rows
+
+
+def growth(stage: str, counts: tuple[int, ...]) -> Row:
+    """Compare the CPU's time per clip, without the start, at more clips with that at fewer."""
+    earlier = ["ingest"] if stage == "cache" else ["ingest", "cache"]
+    per_clip: dict[int, float] = {}
+    for count in counts:
+        with tempfile.TemporaryDirectory(prefix="hvkf-bench-") as name:
+            folder = Path(name)
+            write_shapes(folder, count, 17)
+            config = settings(folder, cache={"bucket_reso": ["32x32x17"]})
+            store = run_stages(config, *earlier)
+            plan = store_plan(stage, config, store)
+            found = child("probe", "whole", stage, config.workspace, plan)
+            per_clip[count] = (found["cpu_s"] - found["begun_cpu_s"]) / count
+    worst = max(
+        per_clip[more] / per_clip[fewer] for fewer in counts for more in counts if more > fewer
+    )
+    what = f"{stage}: growth of time per clip, {' to '.join(map(str, counts))} clips"
+    details = {"ms_per_clip": {count: round(1000 * s, 1) for count, s in per_clip.items()}}
+    return Row("scale", what, f"<= {FLAT_GOAL}", FLAT_GOAL, None, round(worst, 3), details=details)
+
+
+def processes(stage: str, scale: Scale) -> Row:
+    """Time a stage in one worker process and in two, from command to commit."""
+    walls: list[Took] = []
+    for workers in (1, 2):
+        with tempfile.TemporaryDirectory(prefix="hvkf-bench-") as name:
+            config = work_for_two(Path(name), stage, workers, scale)
+            walls.append(took(partial(run_stages, config, stage)))
+    ratio = round(walls[0].clock_s / walls[1].clock_s, 3)
+    one, two = (round(wall.clock_s, 1) for wall in walls)
+    details = {"one_s": one, "two_s": two, "two_busy_loops": two_busy_loops()}
+    what = f"{stage}: 2 processes against 1, wall"
+    goal = f">= {PROCESSES_GOAL}"
+    return Row("scale", what, goal, PROCESSES_GOAL, ratio, is_least=True, details=details)
+
+
+def work_for_two(folder: Path, stage: str, workers: int, scale: Scale) -> Config:
+    """Prepare a stage's input, many times what a process takes to start, in parts for two."""
+    jobs = {stage: {"workers": workers}}
+    if stage == "cache":
+        write_real_clips(folder, 2 if scale.is_quick else 12)
+        cache = {"bucket_reso": BUCKETS, "segments_per_part": 3, "segment_mb": 64}
+        config = settings(folder, cache=cache, jobs=jobs)
+        run_stages(config, "ingest")
+    else:
+        write_shapes(folder, 4 if scale.is_quick else 32, 97)
+        cache = {"bucket_reso": ["64x64x97"], "segment_mb": 5}
+        sizes = {"segments_per_part": 2, "precision": "fp32"}
+        config = settings(folder, cache=cache, encode=sizes, jobs=jobs)
+        run_stages(config, "ingest", "cache")
+    return config
+
+
+def two_busy_loops() -> float:
+    """Say how much more this machine computes in two processes than in one, at this moment."""
+    command = [sys.executable, "-c", BUSY]
+    one = took(lambda: subprocess.run(command, check=True))
+
+    def run_two() -> None:
+        running = [subprocess.Popen(command) for _ in range(2)]
+        for process in running:
+            process.wait()
+
+    return round(2 * one.clock_s / took(run_two).clock_s, 2)
