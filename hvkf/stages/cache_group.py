@@ -16,6 +16,7 @@ from hvkf.records import Clip, Failure
 from hvkf.resize import resize_to_cover
 from hvkf.shards import SegmentWriter
 from hvkf.stages.cache import SCENES_ROOT, SceneGroup, SceneItem, SceneSegment
+from hvkf.stages.committing import Committer
 from hvkf.stages.ingest import source_folder
 from hvkf.stages.ingest_scan import local_file
 from hvkf.stages.previews import Preview
@@ -46,17 +47,21 @@ COLUMNS = {
 def run_groups(config: Config, store: Store, parts: Sequence[Sequence[SceneGroup]]) -> None:
     """Make the segments of all groups that have no record yet, group after group."""
     groups = [group for part in parts for group in part]
-    with progress("cache", sum(len(group.clips) for group in groups)) as shown:
+    with (
+        progress("cache", sum(len(group.clips) for group in groups)) as shown,
+        Committer(store, SCENES_ROOT) as committer,
+    ):
         for group in groups:
-            _run_group(config, store, group, shown)
+            _run_group(config, store, group, committer, shown)
 
 
-def _run_group(config: Config, store: Store, group: SceneGroup, shown: Progress) -> None:
-    root = SCENES_ROOT
+def _run_group(
+    config: Config, store: Store, group: SceneGroup, committer: Committer, shown: Progress
+) -> None:
     missing = [
         segment
         for segment in group.segments
-        if not store.exists(ledger.segment_path(root, segment.segment_id))
+        if not store.exists(ledger.segment_path(SCENES_ROOT, segment.segment_id))
     ]
     with ExitStack() as cleanup:
         writers, previews = {}, {segment.items[0].bucket: Preview() for segment in missing}
@@ -69,10 +74,13 @@ def _run_group(config: Config, store: Store, group: SceneGroup, shown: Progress)
             items = [item for item in _items(missing) if item.clip == index]
             failed = _store_clip(config, clip, items, writers, previews)
             shown.advance(note=clip.source, failed=failed)
-        for writer in writers.values():
-            writer.commit(store, root, ledger.attempt_name())
+        cleanup.pop_all()  # the committer closes them
+
+    def put_previews() -> None:
         for segment in missing:
             previews[segment.items[0].bucket].put(store, segment.segment_id)
+
+    committer.commit(list(writers.values()), put_previews)
 
 
 def _items(segments: Sequence[SceneSegment]) -> Iterator[SceneItem]:

@@ -5,7 +5,6 @@ Scenes are read and latents are stored by threads, while the device encodes.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -28,6 +27,7 @@ from hvkf.model_source import cache_folder, model_folder_or_hub_id
 from hvkf.progress import Progress, progress
 from hvkf.records import ItemEntry, SegmentRecord
 from hvkf.shards import Sample, Segment, SegmentWriter
+from hvkf.stages.committing import Committer
 from hvkf.stages.encode import latent_segment_id
 from hvkf.storage import Store
 
@@ -140,7 +140,7 @@ def encode_segments(
     with (
         progress("encode", sum(len(record.items) for record in missing)) as shown,
         closing(ahead(_read_scenes(store, missing))) as scenes,
-        _Committer(store, latents_root) as committer,
+        Committer(store, latents_root) as committer,
     ):
         encoder = Encoder(config, store)
         for record in missing:
@@ -161,7 +161,7 @@ def _encode_segment(
     encoder: Encoder,
     record: SegmentRecord,
     scenes: Iterator[tuple[ItemEntry, Sample]],
-    committer: "_Committer",
+    committer: Committer,
     shown: Progress,
 ) -> None:
     writer = SegmentWriter(
@@ -177,39 +177,4 @@ def _encode_segment(
     except BaseException:
         writer.close()
         raise
-    committer.commit(writer)
-
-
-class _Committer:
-    """Uploads one finished segment while the next is made; a fault is raised with the next."""
-
-    def __init__(self, store: Store, root: str) -> None:
-        self._store = store
-        self._root = root
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._pending: Future[None] | None = None
-
-    def __enter__(self) -> "_Committer":
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        try:
-            self._wait()
-        finally:
-            self._thread.shutdown()
-
-    def commit(self, writer: SegmentWriter) -> None:
-        """Commit a segment and drop its scratch files."""
-        self._wait()
-        self._pending = self._thread.submit(self._commit, writer)
-
-    def _commit(self, writer: SegmentWriter) -> None:
-        try:
-            writer.commit(self._store, self._root, ledger.attempt_name())
-        finally:
-            writer.close()
-
-    def _wait(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+    committer.commit([writer])
