@@ -68,9 +68,19 @@ def choose_backend(
 
 
 def apply_attention(
-    transformer: HunyuanVideoTransformer3DModel, name: str, *, trains: bool = False
+    transformer: HunyuanVideoTransformer3DModel,
+    name: str,
+    *,
+    trains: bool = False,
+    device: torch.device | None = None,
 ) -> str:
     """Set the kernel of the transformer's blocks (its text refiner keeps PyTorch's).
+
+    Args:
+        transformer: The transformer.
+        name: See `choose_backend`.
+        trains: Whether gradients will flow through it.
+        device: Where it computes; left out, where it lies.
 
     Returns:
         The kernel chosen, which is also logged.
@@ -78,7 +88,8 @@ def apply_attention(
     Raises:
         BadInput: see `choose_backend`.
     """
-    chosen = choose_backend(name, transformer.device, transformer.dtype, trains=trains)
+    computes_on = transformer.device if device is None else device
+    chosen = choose_backend(name, computes_on, transformer.dtype, trains=trains)
     for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
         is_varlen = chosen in PACKAGES
         block.attn.processor = (

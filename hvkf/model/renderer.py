@@ -152,16 +152,19 @@ class Renderer:
         self._transformer = self._load_transformer()
         self._is_prepared = False
 
+    @property
+    def _is_too_large(self) -> bool:
+        """Whether the GPU may not hold all weights in full: they come into main memory first."""
+        return self._speed.packed_weights is not None or self._speed.group_offload
+
     def _load_transformer(self) -> HunyuanVideoTransformer3DModel:
-        # Weights that will be packed come into main memory: the GPU may not hold them in full.
-        is_packed = self._speed.packed_weights is not None
         return load_transformer(
             self._source,
             revision=self._model.revision,
             variant=self._model.variant,
             dtype=self._dtype,
-            attention="sdpa" if is_packed else self._model.attention,
-            device="cpu" if is_packed else self.device,
+            attention="sdpa" if self._is_too_large else self._model.attention,
+            device="cpu" if self._is_too_large else self.device,
         )
 
     @contextmanager
@@ -296,8 +299,8 @@ class Renderer:
         """Apply the speed settings, once the weights are final, and forget the last video."""
         if not self._is_prepared:
             apply_speed(self._transformer, self._speed, self.device)
-            if self._speed.packed_weights is not None:
-                apply_attention(self._transformer, self._model.attention)
+            if self._is_too_large:
+                apply_attention(self._transformer, self._model.attention, device=self.device)
             self._is_prepared = True
         forget_cached(self._transformer)
 

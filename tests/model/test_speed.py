@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from hvkf.buckets import Bucket
 from hvkf.errors import BadInput
+from hvkf.model.loading import load_transformer
 from hvkf.model.renderer import Renderer
 from hvkf.settings.experiment import ModelConfig
 from hvkf.settings.rendering import RenderSpeed
 from hvkf.storage import open_store
+from hvkf.training.objective import batch_losses
+from tests.estimate.batches import latent_batch
 from tests.workspaces import GOLDEN, TINY
 
 NUM_STEPS = 6
@@ -88,6 +92,23 @@ def test_encoders_that_wait_in_main_memory_give_the_same_frames(
         places = [place for moved, place in moves if moved == name][1:]  # the first was loading
         assert places
         assert places == ["there", "here"] * (len(places) // 2)
+
+
+def test_blocks_that_are_brought_when_they_compute_answer_the_same() -> None:
+    """Group offload as `apply_speed` asks for it, but from the CPU to the CPU and unstreamed."""
+    here, brought = (load_transformer(TINY, dtype=torch.float32) for _ in range(2))
+    cpu = torch.device("cpu")
+    brought.enable_group_offload(
+        onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
+    )
+    batch = latent_batch(Bucket.parse("64x64x17"), 1, here)
+
+    answers = [
+        batch_losses(model, batch, dtype=torch.float32, guidance=1.0, weighting="none").detach()
+        for model in (here, brought)
+    ]
+
+    assert torch.equal(*answers)
 
 
 @pytest.mark.parametrize("way", [{"fp8_layerwise": True}, {"packed_weights": "int8"}])
