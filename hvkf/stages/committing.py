@@ -29,8 +29,17 @@ class Committer:
     def commit(
         self, writers: Sequence[SegmentWriter], then: Callable[[], object] | None = None
     ) -> None:
-        """Commit segments in their order, then do `then`; their scratch files are dropped."""
-        self._wait()
+        """Commit segments in their order, then do `then`; their scratch files are dropped.
+
+        Raises:
+            HvkfError: the fault of the commit before this one.
+        """
+        try:
+            self._wait()
+        except BaseException:
+            for writer in writers:
+                writer.close()
+            raise
         self._pending = self._thread.submit(self._commit, writers, then)
 
     def _commit(self, writers: Sequence[SegmentWriter], then: Callable[[], object] | None) -> None:
