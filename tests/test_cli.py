@@ -184,7 +184,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_said_and_leaves_nothing_that_counts(
     tmp_path: Path, small_disk: Path
 ) -> None:
-    write_dataset(tmp_path / "data", 2, num_frames=40)
+    write_dataset(tmp_path / "data", 8, num_frames=40)
     settings = overrides(
         tmp_path,
         f"--workspace={small_disk / 'w'}",
