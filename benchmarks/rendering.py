@@ -8,14 +8,10 @@ on the machine hardly moves. The speed settings are held against the exact rende
 import argparse
 import csv
 import json
-import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,23 +23,26 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rendering_speed import (
+    DATA_SEED,
+    FIRST_CLIP,
+    NUM_FRAMES,
+    show_speed,
+    speed_table,
+)
+from benchmarks.timing import Took, machine, now
 from hvkf.config import Config
 from hvkf.demo import CHECKPOINT
 from hvkf.errors import HvkfError
-from hvkf.model.renderer import Pair, Rendered, Renderer
+from hvkf.model.renderer import Pair, Renderer
 from hvkf.model.tiny import build_tiny_checkpoint
-from hvkf.settings.experiment import ModelConfig
-from hvkf.settings.rendering import RenderSpeed
 from hvkf.shapes import render_clip
 from hvkf.stages import render, render_rows
 from hvkf.stages.render_images import decode_image
 from hvkf.storage import open_store
 
-DATA_SEED = 0
-FIRST_CLIP = 1_002_000
-NUM_FRAMES, SIDE, STEPS = 33, 64, 4
+SIDE, STEPS = 64, 4
 NUM_REPEATS = 3
-SPEED_STEPS, NUM_SPEED_PAIRS = 20, 4
 NUM_IMAGES = 2000
 MEASURES = ("bulk", "overhead", "planning", "speed")
 
@@ -110,17 +109,6 @@ def checkpoint_of(folder: Path) -> Path:
     return folder / "checkpoint"
 
 
-def machine() -> dict[str, Any]:
-    """Say what was measured on, and how busy it was."""
-    return {
-        "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "load": round(os.getloadavg()[0], 2),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
 def write_pairs(folder: Path, count: int) -> None:
     """Write the first and last frames of moving shapes, and their manifest."""
     with (folder / "pairs.csv").open("w", newline="") as table:
@@ -152,27 +140,6 @@ def settings_for(folder: Path, workspace: str, manifest: str = "pairs.csv") -> C
             },
         }
     )
-
-
-class Took(NamedTuple):
-    """Seconds by the clock, and of the CPU by this process and those it waited for."""
-
-    clock_s: float
-    cpu_s: float
-
-    def __sub__(self, other: "Took") -> "Took":
-        return Took(self.clock_s - other.clock_s, self.cpu_s - other.cpu_s)
-
-    def figures(self) -> dict[str, float]:
-        """Round for the results."""
-        return {"clock_s": round(self.clock_s, 2), "cpu_s": round(self.cpu_s, 2)}
-
-
-def now() -> Took:
-    """Read the clock and what the CPU did so far."""
-    used = os.times()
-    cpu_s = used.user + used.system + used.children_user + used.children_system
-    return Took(time.monotonic(), cpu_s)
 
 
 def bulk_against_singles(folder: Path, num_pairs: int, num_singles: int) -> dict[str, Any]:
@@ -360,92 +327,6 @@ def goals_of(figures: dict[str, Any]) -> list[Goal]:
     return goals
 
 
-class Case(NamedTuple):
-    """A speed setting: what is chosen, and how many steps."""
-
-    name: str
-    speed: RenderSpeed = RenderSpeed()
-    steps: int = SPEED_STEPS
-    precision: str = "fp32"
-    attention: str = "sdpa"
-
-
-CASES = [
-    Case("exact: 20 steps, float32, SDPA"),
-    Case("batch_size=2", RenderSpeed(batch_size=NUM_SPEED_PAIRS)),
-    Case("compile_blocks", RenderSpeed(compile_blocks=True)),
-    Case("attention=flash", attention="flash"),
-    Case("attention=sage", attention="sage"),
-    Case("precision=bf16", precision="bf16"),
-    Case("steps=10", steps=10),
-    Case("steps=6", steps=6),
-    Case("first_block_cache=0.05", RenderSpeed(first_block_cache=0.05)),
-    Case("first_block_cache=0.1", RenderSpeed(first_block_cache=0.1)),
-    Case("first_block_cache=0.2", RenderSpeed(first_block_cache=0.2)),
-    Case("taylorseer=2", RenderSpeed(taylorseer=2)),
-    Case("taylorseer=3", RenderSpeed(taylorseer=3)),
-    Case("fp8_layerwise", RenderSpeed(fp8_layerwise=True)),
-    Case("group_offload", RenderSpeed(group_offload=True)),
-]
-
-
-def speed_table() -> list[dict[str, Any]]:
-    """Render the same pairs under each setting; likeness is to the exact render's pixels."""
-    pairs = []
-    for number in range(NUM_SPEED_PAIRS):
-        frames, caption = render_clip(DATA_SEED, FIRST_CLIP + number, NUM_FRAMES)
-        ends = torch.from_numpy(frames[[0, -1]].copy())
-        pairs.append(Pair({0: ends[0], NUM_FRAMES - 1: ends[1]}, caption, number))
-    rows: list[dict[str, Any]] = []
-    exact_cpu_s = 0.0
-    exact: list[torch.Tensor] = []
-    for case in CASES:
-        try:
-            frames_found, took = render_case(case, pairs)
-        except (HvkfError, ValueError, RuntimeError, ImportError) as fault:
-            rows.append({"setting": case.name, "not_measured": " ".join(str(fault).split())[:200]})
-            continue
-        exact, exact_cpu_s = exact or frames_found, exact_cpu_s or took.cpu_s
-        rows.append(
-            {
-                "setting": case.name,
-                **took.figures(),
-                "times_faster": round(exact_cpu_s / took.cpu_s, 2),
-                "psnr_db": psnr_db(frames_found, exact),
-            }
-        )
-        print(rows[-1], file=sys.stderr, flush=True)
-    return rows
-
-
-def render_case(case: Case, pairs: Sequence[Pair]) -> tuple[list[torch.Tensor], Took]:
-    """Render pairs; returns frames, and the time for each pair, once warm."""
-    model = ModelConfig.model_validate(
-        {"pretrained_model_name_or_path": str(CHECKPOINT), "attention": case.attention}
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        renderer = Renderer(model, open_store(folder), case.precision, case.speed)
-    size = case.speed.batch_size
-    groups = [list(pairs[first : first + size]) for first in range(0, len(pairs), size)]
-    settings: dict[str, Any] = {"num_frames": NUM_FRAMES, "steps": case.steps, "guidance": 6.0}
-    renderer.render_batch(groups[0], **{**settings, "steps": 2})
-    begun = now()
-    found = [one for group in groups for one in renderer.render_batch(group, **settings)]
-    took = now() - begun
-    rendered = [one.frames for one in found if isinstance(one, Rendered)]
-    return rendered, Took(took.clock_s / len(pairs), took.cpu_s / len(pairs))
-
-
-def psnr_db(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float | None:
-    """PSNR of the mean squared error over all pairs; None for equal pixels."""
-    errors = [
-        ((one.double() - other.double()) / 255).square().mean().item()
-        for one, other in zip(found, exact, strict=True)
-    ]
-    error = statistics.mean(errors)
-    return None if error == 0 else round(-10 * math.log10(error), 2)
-
-
 def show(figures: dict[str, Any]) -> None:
     """Print figures as tables."""
     console = Console()
@@ -456,15 +337,7 @@ def show(figures: dict[str, Any]) -> None:
         goals.add_row(goal["what"], f"{goal['found']:g}", f"{sign} {goal['bound']:g}", met)
     console.print(goals)
     if "speed" in figures:
-        table = Table("setting", "clock, s", "CPU, s", "times faster", "PSNR, dB")
-        for row in figures["speed"]["found"]:
-            if "not_measured" in row:
-                table.add_row(row["setting"], "not measured", "", "", row["not_measured"])
-                continue
-            psnr = "equal pixels" if row["psnr_db"] is None else f"{row['psnr_db']:.2f}"
-            times = [f"{row[name]:g}" for name in ("clock_s", "cpu_s", "times_faster")]
-            table.add_row(row["setting"], *times, psnr)
-        console.print(table)
+        show_speed(figures["speed"]["found"])
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from typing import Any
 
 import cv2
 import torch
-from measuring import Row, Scale, machine
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.data_path.measuring import Row, Scale
+from benchmarks.timing import machine
 
 ROWS = ("cache", "encode", "train", "start", "memory", "scale")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -35,7 +37,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in options.only:
         begun_s = time.monotonic()
-        rows += importlib.import_module(f"{name}_row").measure(scale)
+        rows += importlib.import_module(f"benchmarks.data_path.{name}_row").measure(scale)
         print(f"{name}: measured in {time.monotonic() - begun_s:.0f} s", flush=True)
         show(rows)
     keep(options.results, rows, is_quick=options.quick)

@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 
-from measuring import (
+from benchmarks.data_path.measuring import (
     Row,
     Scale,
-    Took,
     fresh_copy,
     ratios,
     run_stages,
     seconds,
     settings,
-    took,
     write_real_clips,
 )
-
+from benchmarks.timing import Took, took
 from hvkf.buckets import Bucket
 from hvkf.config import Config
 from hvkf.resize import resize_to_cover

@@ -10,20 +10,19 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measuring import (
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.data_path.measuring import (
     Row,
     Scale,
-    Took,
     fresh_copy,
     ratios,
     run_stages,
     seconds,
     settings,
-    took,
     write_shapes,
 )
-from torch.utils.flop_counter import FlopCounterMode
-
+from benchmarks.timing import Took, took
 from hvkf.captions import clean_caption
 from hvkf.config import Config
 from hvkf.model.conditioning import EmptyTiles, condition_video, keyframes_of

@@ -1,21 +1,17 @@
 """Timing two ways of one work against each other, and what a row of the table says."""
 
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
-
+from benchmarks.timing import Took
 from hvkf import cli
 from hvkf.config import Config
 from hvkf.demo import CHECKPOINT, CLIPS, clips_folder
@@ -25,16 +21,6 @@ from hvkf.storage import FolderStore
 HERE = Path(__file__).parent
 SHAPES_SEED = 0
 FIRST_SHAPE = 1_004_000
-
-
-class Took(NamedTuple):
-    """Seconds by the clock, and of the CPU by this process and those it waited for."""
-
-    clock_s: float
-    cpu_s: float
-
-    def __sub__(self, other: "Took") -> "Took":
-        return Took(self.clock_s - other.clock_s, self.cpu_s - other.cpu_s)
 
 
 class Row(NamedTuple):
@@ -73,20 +59,6 @@ class Scale(NamedTuple):
     is_quick: bool
 
 
-def now() -> Took:
-    """Read the clock and what the CPU did so far, for this process and those it waited for."""
-    used = os.times()
-    cpu_s = used.user + used.system + used.children_user + used.children_system
-    return Took(time.monotonic(), cpu_s)
-
-
-def took(work: Callable[[], object]) -> Took:
-    """Do something and time it."""
-    begun = now()
-    work()
-    return now() - begun
-
-
 def ratios(pairs: Sequence[tuple[Took, Took]]) -> tuple[float, float]:
     """Take the medians, by the clock and by the CPU, of the ratios of (work, limit) pairs."""
     clock = statistics.median(work.clock_s / limit.clock_s for work, limit in pairs)
@@ -101,17 +73,6 @@ def seconds(pairs: Sequence[tuple[Took, Took]]) -> dict[str, Any]:
         "limit_cpu_s": [round(limit.cpu_s, 2) for _, limit in pairs],
         "clock_s": [round(work.clock_s, 2) for work, _ in pairs],
         "limit_clock_s": [round(limit.clock_s, 2) for _, limit in pairs],
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Say what was measured on, and how busy it was."""
-    return {
-        "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "load": round(os.getloadavg()[0], 2),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
 
 

@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cache_row import BUCKETS
-from measuring import (
+from benchmarks.data_path.cache_row import BUCKETS
+from benchmarks.data_path.measuring import (
     Row,
     Scale,
     child,

@@ -7,7 +7,6 @@ imported here before it is measured.
 import json
 import os
 import pkgutil
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -25,9 +24,16 @@ FIRST_ITEM = {
 
 
 def figures() -> dict[str, float]:
-    """Say what this process has used until now."""
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"cpu_s": time.process_time(), "peak_mb": peak_kib / 1024}
+    """Say what this process used until now: the CPU, the most memory, and that of the moment."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    peak_mb, present_mb = (int(status[key].split()[0]) / 1024 for key in ("VmHWM", "VmRSS"))
+    return {"cpu_s": time.process_time(), "peak_mb": peak_mb, "present_mb": present_mb}
+
+
+def forget_peak() -> None:
+    """Let the peak count from the present on: what imports took for a moment would hide it."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def tell(found: dict[str, Any]) -> None:
@@ -50,12 +56,14 @@ def run_stage(stage: str, workspace: str, plan_file: str, *, to_the_end: bool) -
     def first(*arguments: Any) -> Any:
         if not to_the_end:
             tell(figures())
-        begun.update(begun or figures())
+        if not begun:
+            begun.update(figures())
+            forget_peak()
         return work(*arguments)
 
     with patch.object(pkgutil.resolve_name(owner), name, first):
         cli.stage_module(stage).run(plan, FolderStore(Path(workspace)), plan.parts)
-    tell({**figures(), "begun_mb": begun["peak_mb"], "begun_cpu_s": begun["cpu_s"]})
+    tell({**figures(), "begun_mb": begun["present_mb"], "begun_cpu_s": begun["cpu_s"]})
 
 
 def load_bare(stage: str) -> None:

@@ -6,20 +6,18 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from cache_row import BUCKETS
-from measuring import (
+from benchmarks.data_path.cache_row import BUCKETS
+from benchmarks.data_path.measuring import (
     Row,
     Scale,
-    Took,
     child,
     run_stages,
     settings,
     store_plan,
-    took,
     write_real_clips,
     write_shapes,
 )
-
+from benchmarks.timing import Took, took
 from hvkf.config import Config
 
 FLAT_GOAL, PROCESSES_GOAL = 1.1, 1.7

@@ -10,17 +10,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import (
+from benchmarks.data_path.measuring import (
     Row,
     Scale,
     child,
     run_stages,
     settings,
     store_plan,
-    took,
     write_shapes,
 )
-
+from benchmarks.timing import took
 from hvkf.demo import NETWORK
 
 HELP_GOAL_S, GOAL = 0.5, 1.2

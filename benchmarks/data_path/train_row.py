@@ -1,6 +1,5 @@
 """A training step against a bare loop on one batch that stays, in turns: A B B A."""
 
-import random
 import statistics
 import tempfile
 import time
@@ -10,17 +9,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from measuring import (
-    Row,
-    Scale,
-    Took,
-    now,
-    run_stages,
-    seconds,
-    settings,
-    write_shapes,
-)
+import numpy as np
+from scipy.stats import bootstrap
 
+from benchmarks.data_path.measuring import Row, Scale, run_stages, seconds, settings, write_shapes
+from benchmarks.timing import Took, now
 from hvkf.ahead import ahead
 from hvkf.demo import HPARAMS, NETWORK
 from hvkf.progress import Progress
@@ -32,7 +25,6 @@ from hvkf.training.objective import batch_losses
 BATCH_SIZE, NUM_FRAMES = 16, 33
 STEPS_OF_BLOCK = 4
 GOAL, WAIT_GOAL = 1.05, 0.01
-NUM_RESAMPLES = 2000
 
 
 def measure(scale: Scale) -> list[Row]:
@@ -75,12 +67,10 @@ def measure(scale: Scale) -> list[Row]:
 
 def interval(pairs: list[tuple[Took, Took]]) -> tuple[float, float]:
     """Bootstrap the 95% interval of the median ratio by the CPU."""
-    draw = random.Random(0)
-    found = [a.cpu_s / b.cpu_s for a, b in pairs]
-    medians = sorted(
-        statistics.median(draw.choices(found, k=len(found))) for _ in range(NUM_RESAMPLES)
-    )
-    return round(medians[NUM_RESAMPLES // 40], 3), round(medians[-NUM_RESAMPLES // 40], 3)
+    ratios = np.array([a.cpu_s / b.cpu_s for a, b in pairs])
+    found = bootstrap((ratios,), np.median, method="percentile", random_state=0)
+    low, high = found.confidence_interval
+    return round(float(low), 3), round(float(high), 3)
 
 
 class Enough(Exception):

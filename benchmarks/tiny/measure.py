@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.color import rgb2hsv
-from train_vae import HELD_OUT_FROM, SEED
 
+from benchmarks.tiny.train_vae import HELD_OUT_FROM, SEED
 from hvkf.model.loading import (
     load_scheduler,
     load_text_encoders,

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
-from muon import Muon
-from train_vae import SEED, VAE_SETTINGS
 
+from benchmarks.tiny.muon import Muon
+from benchmarks.tiny.train_vae import SEED, VAE_SETTINGS
 from hvkf.model.flow_matching import flow_matching_loss, sample_sigmas, timesteps_of
 from hvkf.model.loading import load_text_encoders, load_vae
 from hvkf.model.sampler import GUIDANCE_UNIT

@@ -14,9 +14,9 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
     AutoencoderKLHunyuanVideo,
     HunyuanVideoCausalConv3d,
 )
-from muon import Muon
-from vae_start import POSTERIOR_STD, prepare
 
+from benchmarks.tiny.muon import Muon
+from benchmarks.tiny.vae_start import POSTERIOR_STD, prepare
 from hvkf.model.loading import load_vae
 from hvkf.shapes import render_clip
 

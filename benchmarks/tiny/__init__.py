@@ -1,0 +1,1 @@
+"""How hvkf-tiny was trained and measured."""
