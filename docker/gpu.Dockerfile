@@ -9,6 +9,9 @@ ARG EINOPS_VERSION=0.8.2
 ARG NINJA_VERSION=1.13.2
 # How many compilers run at once: each takes several GiB.
 ARG MAX_JOBS=4
+# Triton, with which optimi's optimizers wait for no GPU, and compiled blocks need a compiler.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY requirements.lock /tmp/requirements.lock
 RUN python -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps -r /tmp/requirements.lock \

@@ -12,6 +12,8 @@ from pydantic_core import ErrorDetails
 from hvkf.config import Config
 from hvkf.errors import ConfigError
 
+COMMAND_LINE = "the command line"
+
 
 def load_config(file: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Build the configuration from a YAML file and overrides such as `--cache.head_frame=3`.
@@ -20,18 +22,39 @@ def load_config(file: Path | None, overrides: Sequence[str] = ()) -> Config:
         ConfigError: an unreadable file, an unknown key (with the nearest valid one), a bad value.
     """
     settings = read_settings(file) if file is not None else {}
-    for override in overrides:
-        _apply(settings, override)
-    return check_config(settings, str(file) if file is not None else "the command line")
+    overridden = [_apply(settings, override) for override in overrides]
+    return check_config(settings, COMMAND_LINE if file is None else str(file), overridden)
 
 
-def check_config(settings: dict[str, Any], origin: str) -> Config:
-    """Check settings; `origin` says in the error where they came from."""
+def check_config(settings: dict[str, Any], origin: str, overridden: Sequence[str] = ()) -> Config:
+    """Check settings.
+
+    Args:
+        settings: By section.
+        origin: Where they came from, for the error.
+        overridden: Dotted keys of those that came from the command line instead.
+
+    Raises:
+        ConfigError: all unknown keys and bad values.
+    """
     try:
         return Config.model_validate(settings)
     except ValidationError as fault:
-        lines = [_explain(detail) for detail in fault.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+        by_origin: dict[str, list[str]] = {}
+        for detail in fault.errors():
+            where = _origin_of(".".join(map(str, detail["loc"])), origin, overridden)
+            by_origin.setdefault(where, []).append(_explain(detail))
+        said = [f"{where}: {'; '.join(lines)}" for where, lines in by_origin.items()]
+        raise ConfigError("; ".join(said)) from None
+
+
+def _origin_of(name: str, origin: str, overridden: Sequence[str]) -> str:
+    """Say where a setting came from; what is wrong with a whole section may be of both."""
+    if any(f"{name}.".startswith(f"{key}.") for key in overridden):
+        return COMMAND_LINE
+    if origin != COMMAND_LINE and any(key.startswith(f"{name}.") for key in overridden):
+        return f"{origin} with {COMMAND_LINE}"
+    return origin
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -53,7 +76,8 @@ def read_settings(file: Path) -> dict[str, Any]:
     return content
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def _apply(settings: dict[str, Any], override: str) -> str:
+    """Set what an override says, and return its dotted key."""
     name, equals, text = override.removeprefix("--").partition("=")
     if not override.startswith("--") or not equals or not name:
         raise ConfigError(
@@ -69,6 +93,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise ConfigError(f"{override!r}: {parent} is a value, not a section.")
     place[key] = yaml.safe_load(text) if text else ""
+    return name
 
 
 def _explain(detail: ErrorDetails) -> str:

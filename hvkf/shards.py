@@ -76,7 +76,7 @@ class SegmentWriter:
         with explain_full_disk(self._folder):
             self._writer.finish()
         folder = self._folder / "mds"
-        files = [_file_entry(folder / name) for name in sorted(os.listdir(folder))]
+        files = _file_entries(folder)
         content = digest([[entry.name, entry.sha256] for entry in files])
         prefix = f"{root}/{self.bucket}/{self.segment_id[:12]}-{content[:12]}"
         for entry in files:
@@ -109,8 +109,16 @@ def _sweep_scratch() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _file_entry(file: Path) -> FileEntry:
-    return FileEntry(name=file.name, sha256=file_sha256(file), size=file.stat().st_size)
+def _file_entries(folder: Path) -> list[FileEntry]:
+    """List what was written; the writer hashed each shard on its way, so only the index is read."""
+    index = folder / INDEX_NAME
+    written = [shard["raw_data"] for shard in json.loads(index.read_bytes())["shards"]]
+    shards = [
+        FileEntry(name=raw["basename"], sha256=raw["hashes"]["sha256"], size=raw["bytes"])
+        for raw in written
+    ]
+    size = index.stat().st_size
+    return [FileEntry(name=INDEX_NAME, sha256=file_sha256(index), size=size), *shards]
 
 
 class Segment:

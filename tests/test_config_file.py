@@ -58,6 +58,17 @@ def test_a_wrong_setting_is_named_with_the_fix(override: str, said: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_a_fault_names_where_its_value_came_from(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("network: {lora_rank: none}\nrender: {speed: {taylorseer: 2}}\n")
+    overrides = ["--hparams.packed_weights=int4", "--render.speed.first_block_cache=0.1"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    assert f"{file}: network.lora_rank is 'none'" in str(caught.value)
+    assert "the command line: hparams.packed_weights is 'int4'" in str(caught.value)
+    assert f"{file} with the command line: render.speed" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("- 1", "must hold a mapping"), ("a: [", "is not YAML"), ("!!python/object:os.x {}", "YAML")],

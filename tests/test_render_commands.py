@@ -12,17 +12,13 @@ from hvkf.stages.render_claims import Claims
 from hvkf.stages.render_records import RenderRecord, record_path
 from hvkf.storage import FORMAT_FILE, FolderStore, file_sha256
 from tests.commands import run_command
-from tests.stages.render_manifests import config_for, row, rows_of, write_image, write_manifest
+from tests.stages.render_manifests import config_for, row, rows_of, write_images, write_manifest
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     """A folder of images."""
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    write_image(folder / "a.png", 1)
-    write_image(folder / "b.png", 2)
-    return folder
+    return write_images(tmp_path / "pairs")
 
 
 @pytest.fixture

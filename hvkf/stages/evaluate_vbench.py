@@ -11,11 +11,11 @@ from pathlib import Path
 from PIL import Image
 
 from hvkf.progress import progress
-from hvkf.stages.evaluate_records import FIRST_FRAME, LORA_VIDEO, PairMetrics, find_metrics
+from hvkf.stages.evaluate_records import FIRST_FRAME, LORA_VIDEO, find_metrics
 from hvkf.storage import Store
 
 VIDEOS, IMAGES = "videos", "images"
-MAX_PROMPT_LENGTH = 150
+MAX_PROMPT_BYTES = 150
 JPEG_QUALITY = 95
 
 
@@ -38,7 +38,7 @@ def export_for_vbench(store: Store, evaluation: str, folder: Path) -> int:
         (folder / name).mkdir(parents=True, exist_ok=True)
     with progress("pairs", len(metrics.pairs)) as shown:
         for pair in metrics.pairs:
-            name = _name(pair)
+            name = file_name(pair.prompt, pair.key)
             video = store.read(pair.files[Path(LORA_VIDEO).stem])
             (folder / VIDEOS / f"{name}-0.mp4").write_bytes(video)
             image = Image.open(io.BytesIO(store.read(pair.files[Path(FIRST_FRAME).stem])))
@@ -60,7 +60,8 @@ def how_to_run(folder: Path) -> str:
     )
 
 
-def _name(pair: PairMetrics) -> str:
-    """The prompt as a file's name, with the pair's key: prompts may repeat."""
-    prompt = re.sub(r"[^\w ,.()'-]+", " ", pair.prompt).strip()[:MAX_PROMPT_LENGTH].strip()
-    return f"{prompt} ({pair.key[:8]})"
+def file_name(prompt: str, key: str) -> str:
+    """Make a prompt a file's name, with its pair's key: prompts may repeat, and are long."""
+    words = re.sub(r"[^\w ,.()'-]+", " ", prompt).strip()
+    cut = words.encode()[:MAX_PROMPT_BYTES].decode(errors="ignore").strip()
+    return f"{cut} ({key[:8]})"

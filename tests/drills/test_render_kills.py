@@ -20,7 +20,7 @@ from hvkf.stages.render_records import LEDGER
 from hvkf.storage import FolderStore
 from tests.drills.killing import PHASES, Moment, run_and_count, run_and_kill, stored_bytes
 from tests.drills.test_kills import stage_work
-from tests.stages.render_manifests import config_for, row, write_image, write_manifest
+from tests.stages.render_manifests import config_for, row, write_images, write_manifest
 
 NUM_MOMENTS = 10
 NUM_ROWS = 3
@@ -29,10 +29,7 @@ KILLED_AFTER = (1, 3)
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    write_image(folder / "a.png", 1)
-    write_image(folder / "b.png", 2)
+    folder = write_images(tmp_path / "pairs")
     return write_manifest(folder, [row(str(n), seed=n) for n in range(NUM_ROWS)])
 
 

@@ -9,19 +9,14 @@ from hvkf.stages import cache, ingest
 from hvkf.storage import FolderStore
 from tests.finished_runs import write_run
 from tests.stages.evaluations import config_in, evaluated
-from tests.stages.render_manifests import write_image
+from tests.stages.render_manifests import write_images
 from tests.workspaces import write_dataset
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     """A folder of images."""
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    write_image(folder / "a.png", 1)
-    write_image(folder / "b.png", 2)
-    write_image(folder / "wide.png", 3, (70, 40))
-    return folder
+    return write_images(tmp_path / "pairs")
 
 
 @pytest.fixture

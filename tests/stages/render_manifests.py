@@ -27,6 +27,15 @@ def write_image(file: Path, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> 
     Image.fromarray(pixels).save(file)
 
 
+def write_images(folder: Path) -> Path:
+    """Make a folder of images: two of one size, and a wide one."""
+    folder.mkdir()
+    write_image(folder / "a.png", 1)
+    write_image(folder / "b.png", 2)
+    write_image(folder / "wide.png", 3, (70, 40))
+    return folder
+
+
 def write_manifest(folder: Path, rows: list[dict[str, object]], name: str = "pairs.csv") -> Path:
     columns = dict.fromkeys(
         ["id", "first_frame", "last_frame", "prompt", *(k for r in rows for k in r)]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hvkf.errors import BadInput
-from hvkf.stages.evaluate_vbench import IMAGES, VIDEOS, export_for_vbench
+from hvkf.stages.evaluate_vbench import IMAGES, VIDEOS, export_for_vbench, file_name
 from hvkf.storage import FolderStore
 from hvkf.video import probe
 from tests.commands import run_command
@@ -38,3 +38,10 @@ def test_every_pair_has_a_video_and_the_image_of_its_name(
 def test_an_evaluation_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no evaluation evals/x/metrics\.json"):
         export_for_vbench(FolderStore(tmp_path), "evals/x", tmp_path / "out")
+
+
+def test_a_long_prompt_of_any_script_is_a_name_that_a_disk_takes(tmp_path: Path) -> None:
+    name = file_name("\u732b/" * 200, "0123456789abcdef")
+    (tmp_path / f"{name}-0.mp4").write_bytes(b"")
+    assert name.endswith("(01234567)")
+    assert file_name("../up", "0123456789abcdef") == ".. up (01234567)"

@@ -16,7 +16,7 @@ from tests.stages.render_manifests import (
     results,
     row,
     rows_of,
-    write_image,
+    write_images,
     write_manifest,
 )
 
@@ -37,10 +37,7 @@ def test_rows_that_two_manifests_share_are_rendered_once(
 
     monkeypatch.setattr(render_rows, "Renderer", load)
     store = FolderStore(tmp_path / "workspace")
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    write_image(folder / "a.png", 1)
-    write_image(folder / "b.png", 2)
+    folder = write_images(tmp_path / "pairs")
     seeds = {"one": range(6), "other": range(5, -1, -1)}
     configs = {
         name: config_for(
