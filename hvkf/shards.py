@@ -36,10 +36,12 @@ class _HashingWriter(MDSWriter):
 
     def __init__(self, **kwargs: Any) -> None:
         self.item_sha256: list[str] = []
+        self.num_bytes = 0
         super().__init__(**kwargs)
 
     def encode_sample(self, sample: Sample) -> bytes:
         data: bytes = super().encode_sample(sample)
+        self.num_bytes += len(data)
         self.item_sha256.append(hashlib.sha256(data).hexdigest())
         return data
 
@@ -60,6 +62,11 @@ class SegmentWriter:
             hashes=["sha256"],
             size_limit=SHARD_LIMIT_BYTES,
         )
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the samples so far, encoded."""
+        return self._writer.num_bytes
 
     def add(self, key: str, source_sha256: str, sample: Sample) -> None:
         """Append a sample; the order of calls is the order in the shards."""

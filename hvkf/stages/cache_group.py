@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -63,38 +64,64 @@ def _run_group(
         for segment in group.segments
         if not store.exists(ledger.segment_path(SCENES_ROOT, segment.segment_id))
     ]
-    with ExitStack() as cleanup:
-        writers, previews = {}, {segment.items[0].bucket: Preview() for segment in missing}
-        for segment in missing:
-            bucket = segment.items[0].bucket
-            writer = SegmentWriter(segment.segment_id, bucket, COLUMNS)
-            cleanup.callback(writer.close)
-            writers[bucket] = writer
+    with closing(_Segments(store, missing, committer)) as segments:
         for index, clip in enumerate(group.clips):
-            items = [item for item in _items(missing) if item.clip == index]
-            failed = _store_clip(config, clip, items, writers, previews)
+            items = [item for segment in missing for item in segment.items if item.clip == index]
+            failed = _store_clip(config, clip, items, segments)
             shown.advance(note=clip.source, failed=failed)
-        cleanup.pop_all()  # the committer closes them
-
-    def put_previews() -> None:
-        for segment in missing:
-            previews[segment.items[0].bucket].put(store, segment.segment_id)
-
-    committer.commit(list(writers.values()), put_previews)
 
 
-def _items(segments: Sequence[SceneSegment]) -> Iterator[SceneItem]:
-    for segment in segments:
-        yield from segment.items
+class _Segments:
+    """A group's segments, by bucket; each is handed to the committer with its last sample."""
+
+    def __init__(
+        self, store: Store, segments: Iterable[SceneSegment], committer: Committer
+    ) -> None:
+        self._store = store
+        self._committer = committer
+        self._open: dict[str, _OpenSegment] = {}
+        for segment in segments:
+            self._open[segment.items[0].bucket] = _OpenSegment(segment)
+
+    def add(self, clip: Clip, item: SceneItem, video: "PackedVideo") -> None:
+        """Append a sample."""
+        segment = self._open[item.bucket]
+        sample = _sample(clip, item, video.data)
+        segment.writer.add(item.key, clip.source_sha256, sample)
+        segment.preview.add(video.first)
+        self._count(item)
+
+    def add_failure(self, clip: Clip, item: SceneItem, fault: MediaFault) -> None:
+        """Record that a sample could not be made."""
+        message = f"{item.bucket}: {fault}"
+        failure = Failure(code=fault.code, message=message, source=clip.source)
+        self._open[item.bucket].writer.add_failure(failure)
+        self._count(item)
+
+    def _count(self, item: SceneItem) -> None:
+        segment = self._open[item.bucket]
+        segment.num_missing -= 1
+        if not segment.num_missing:
+            del self._open[item.bucket]
+            put_preview = partial(segment.preview.put, self._store, segment.writer.segment_id)
+            self._committer.commit(segment.writer, put_preview)
+
+    def close(self) -> None:
+        """Drop the scratch files of segments that are not whole."""
+        for segment in self._open.values():
+            segment.writer.close()
 
 
-def _store_clip(
-    config: Config,
-    clip: Clip,
-    items: Sequence[SceneItem],
-    writers: dict[str, SegmentWriter],
-    previews: dict[str, Preview],
-) -> int:
+class _OpenSegment:
+    """A segment whose samples are still coming."""
+
+    def __init__(self, segment: SceneSegment) -> None:
+        self.writer = SegmentWriter(segment.segment_id, segment.items[0].bucket, COLUMNS)
+        self.preview = Preview()
+        self.num_missing = len(segment.items)
+
+
+def _store_clip(config: Config, clip: Clip, items: Sequence[SceneItem], segments: _Segments) -> int:
     """Add a clip's samples to their segments, or their failures: a sample is whole or absent.
 
     Returns:
@@ -107,16 +134,11 @@ def _store_clip(
     try:
         with closing(_decode(config, clip, items, sources)) as made:
             for item, video in made:
-                sample = _sample(clip, item, video.data)
-                writers[item.bucket].add(item.key, clip.source_sha256, sample)
-                previews[item.bucket].add(video.first)
                 del unfinished[item.key]
-    except (MediaFault, FileNotFoundError) as fault:
-        code = fault.code if isinstance(fault, MediaFault) else "missing"
+                segments.add(clip, item, video)
+    except MediaFault as fault:
         for item in unfinished.values():
-            writers[item.bucket].add_failure(
-                Failure(code=code, message=f"{item.bucket}: {fault}", source=clip.source)
-            )
+            segments.add_failure(clip, item, fault)
     return len(unfinished)
 
 
@@ -190,8 +212,15 @@ def _resize(
     clip: Clip, sizes: Mapping[int, Iterable[Size]], sources: Store
 ) -> Iterator[tuple[int, dict[Size, Pixels]]]:
     """Yield each wanted frame of the clip's source with its pixels at the sizes that it needs."""
-    with local_file(sources, clip.source) as file:
-        if file_sha256(file) != clip.source_sha256:
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(local_file(sources, clip.source))
+            found = file_sha256(file)
+        except FileNotFoundError:
+            raise MediaFault(
+                "missing", "it is gone since ingest; run `hvkf ingest` again"
+            ) from None
+        if found != clip.source_sha256:
             raise MediaFault("changed", "its bytes changed since ingest; run `hvkf ingest` again")
         for frame, pixels in decode_frames(file, sorted(sizes)):
             yield frame, {size: resize_to_cover(pixels, *size) for size in sizes[frame]}

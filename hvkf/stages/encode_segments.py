@@ -177,4 +177,4 @@ def _encode_segment(
     except BaseException:
         writer.close()
         raise
-    committer.commit([writer])
+    committer.commit(writer)

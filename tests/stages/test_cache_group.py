@@ -1,18 +1,19 @@
 """Making a clip's samples: decoded once, resized once per size, held no longer than needed."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hvkf import catalog
+from hvkf import catalog, ledger
 from hvkf.config import Config
 from hvkf.lossless_video import pack_frames, unpack_frames
 from hvkf.resize import resize_to_cover
 from hvkf.stages import cache, cache_group, ingest
-from hvkf.stages.cache import SceneItem
-from hvkf.stages.previews import Preview
+from hvkf.stages.cache import SceneItem, SceneSegment
+from hvkf.stages.committing import Committer
 from hvkf.storage import FolderStore, open_folder
 from hvkf.video import MediaFault, decode_frames
 from tests.workspaces import small_config, write_clip, write_table
@@ -96,19 +97,41 @@ def test_samples_before_a_damaged_frame_stay_whole(
             yield frame, pixels
 
     monkeypatch.setattr(cache_group, "decode_frames", broken)
-    stored, failed = [], []
-
-    class Writer:
-        def add(self, key: str, source: str, sample: Any) -> None:
-            stored.append((key, len(unpack_frames(sample["video"]))))
-
-        def add_failure(self, failure: Any) -> None:
-            failed.append(failure.code)
-
-    writers: Any = {item.bucket: Writer() for item in items}
-    previews = {item.bucket: Preview() for item in items}
-    cache_group._store_clip(config, clip, items, writers, previews)
+    store = FolderStore(Path(config.workspace))
+    segments = [
+        SceneSegment(
+            segment_id=bucket, items=tuple(item for item in items if item.bucket == bucket)
+        )
+        for bucket in sorted({item.bucket for item in items})
+    ]
+    committer = Committer(store, cache.SCENES_ROOT)
+    with committer, closing(cache_group._Segments(store, segments, committer)) as opened:
+        num_failed = cache_group._store_clip(config, clip, items, opened)
+    records = [ledger.read_segment(store, cache.SCENES_ROOT, of.segment_id) for of in segments]
     early = {item.key for item in items if max(cache_group.source_frames(clip, item, config)) < 12}
-    assert {key for key, _ in stored} == early
-    assert failed == ["corrupt"] * (len(items) - len(early))
+    assert {item.key for record in records for item in record.items} == early
+    codes = [failure.code for record in records for failure in record.failures]
+    assert codes == ["corrupt"] * (len(items) - len(early))
+    assert num_failed == len(codes)
     assert early
+
+
+def test_a_segment_is_committed_with_its_last_sample_while_others_are_made(
+    prepared: tuple[Config, Any, list[SceneItem]],
+) -> None:
+    config, clip, items = prepared
+    store = FolderStore(Path(config.workspace))
+    by_bucket = {item.bucket: item for item in items}
+    short, long = (by_bucket[bucket] for bucket in sorted(by_bucket)[:2])
+    segments = [SceneSegment(segment_id=item.bucket, items=(item,)) for item in (short, long)]
+    committer = Committer(store, cache.SCENES_ROOT)
+    opened = cache_group._Segments(store, segments, committer)
+    made = {item.key: video for item, video in decoded(config, clip, [short, long])}
+    with committer:
+        opened.add(clip, short, made[short.key])
+    assert store.exists(ledger.segment_path(cache.SCENES_ROOT, short.bucket))
+    scratch = opened._open[long.bucket].writer._folder
+    assert scratch.exists()
+    opened.close()
+    assert not scratch.exists()
+    assert not store.exists(ledger.segment_path(cache.SCENES_ROOT, long.bucket))
