@@ -7,6 +7,7 @@ gone from this machine, counts as a failed try, and the next number may be taken
 
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -105,6 +106,8 @@ class Claims:
         self._owner = owner or this_worker()
         self._clock = clock
         self._held: dict[str, tuple[int, ClaimRecord]] = {}
+        # One thread renews what another takes and ends.
+        self._lock = threading.RLock()
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -134,31 +137,38 @@ class Claims:
 
     def renew(self) -> tuple[str, ...]:
         """Prolong what is held; returns the rows that were lost because this came too late."""
-        lost = []
-        for identity, (number, claim) in list(self._held.items()):
+        return tuple(identity for identity in self.held if not self._renew(identity))
+
+    def _renew(self, identity: str) -> bool:
+        """Prolong a claim, or take its row again if it ran out and no one else has it."""
+        with self._lock:
             if identity not in self._held:  # ended meanwhile by the worker's other thread
-                continue
+                return True
+            number, claim = self._held[identity]
             renewed = claim.model_copy(update={"expires_s": self._clock() + self._life_s})
             if self._clock() < claim.expires_s:
                 self._store.put(_path(identity, number), renewed.to_json())
-            # A slow put may have landed after its row was taken by another.
-            is_late = self._clock() >= claim.expires_s
-            if is_late and self._store.exists(_path(identity, number + 1)):
-                self._held.pop(identity, None)
-                lost.append(identity)
-            elif identity in self._held:
+            if self._clock() < claim.expires_s:
                 self._held[identity] = (number, renewed)
-        return tuple(lost)
+                return True
+            # Another may have found it run out, even if a slow put landed since: whoever creates
+            # the next number has the row.
+            return self._create(identity, number + 1, tries=claim.tries)
 
     def end(
         self, identity: str, how: Literal["done", "failed", "released"], message: str = ""
     ) -> None:
         """Give a row back; one that was lost is left to who has it."""
-        if identity not in self._held:
-            return
-        number, claim = self._held.pop(identity)
-        update = {"ended": how, "ended_s": self._clock(), "message": message[:SHOWN_MESSAGE_LENGTH]}
-        self._store.put(_path(identity, number), claim.model_copy(update=update).to_json())
+        with self._lock:
+            if identity not in self._held:
+                return
+            number, claim = self._held.pop(identity)
+            update = {
+                "ended": how,
+                "ended_s": self._clock(),
+                "message": message[:SHOWN_MESSAGE_LENGTH],
+            }
+            self._store.put(_path(identity, number), claim.model_copy(update=update).to_json())
 
     def release_all(self) -> None:
         """Give back all rows, without counting a failed try: this worker stops."""
@@ -176,13 +186,14 @@ class Claims:
             expires_s=now_s + self._life_s,
             tries=tries,
         )
-        self._held[identity] = (number, claim)
-        try:
-            self._store.put_new(_path(identity, number), claim.to_json())
-        except AlreadyExists:
-            del self._held[identity]
-            return False
-        return True
+        with self._lock:
+            self._held[identity] = (number, claim)
+            try:
+                self._store.put_new(_path(identity, number), claim.to_json())
+            except AlreadyExists:
+                del self._held[identity]
+                return False
+            return True
 
     def _failed_tries(self, last: ClaimRecord) -> int:
         if last.ended == "done":  # its video was removed since

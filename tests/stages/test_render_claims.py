@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from hypothesis import given
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from hvkf.stages.render_claims import Busy, Claims, Owner, SetAside, forget_claims, last_claim
 from hvkf.storage import FolderStore
+
+TIMEOUT_S = 30
 
 
 class Clock:
@@ -42,6 +45,47 @@ def test_a_row_is_one_workers_until_its_claim_runs_out(tmp_path: Path) -> None:
     assert one.renew() == ("row",)
     assert one.held == ()
     assert two.held == ("row",)
+
+
+def test_a_claim_that_ran_out_unnoticed_is_taken_again_before_anyone_else_may(
+    tmp_path: Path,
+) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    one, two = worker(store, clock, "one"), worker(store, clock, "two")
+    assert one.take("row") is None
+    clock.now_s += 61
+    assert one.renew() == ()
+    assert two.take("row") == Busy(1121.0)
+    number, claim = last_claim(store, "row")
+    assert claim is not None
+    assert (number, claim.owner, claim.tries) == (2, "one", 0)
+
+
+def test_a_renewal_and_the_end_of_its_row_do_not_cross(tmp_path: Path) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class Slow(FolderStore):
+        def put_new(self, path: str, data: bytes) -> None:
+            if path.endswith("2.json"):
+                begun.set()
+                assert goes_on.wait(TIMEOUT_S)
+            super().put_new(path, data)
+
+    store, clock = Slow(tmp_path), Clock()
+    one = worker(store, clock, "one")
+    assert one.take("row") is None
+    clock.now_s += 61
+    renewing = threading.Thread(target=one.renew)
+    renewing.start()
+    assert begun.wait(TIMEOUT_S)
+    ending = threading.Thread(target=one.end, args=("row", "done"))
+    ending.start()
+    goes_on.set()
+    for thread in (renewing, ending):
+        thread.join(TIMEOUT_S)
+    number, claim = last_claim(store, "row")
+    assert claim is not None
+    assert (number, claim.ended, one.held) == (2, "done", ())
 
 
 def test_a_row_that_fails_three_times_is_set_aside_with_the_last_reason(tmp_path: Path) -> None:
