@@ -87,7 +87,7 @@ class SegmentWriter:
         content = digest([[entry.name, entry.sha256] for entry in files])
         prefix = f"{root}/{self.bucket}/{self.segment_id[:12]}-{content[:12]}"
         for entry in files:
-            store.upload(folder / entry.name, f"{prefix}/{entry.name}")
+            store.take(folder / entry.name, f"{prefix}/{entry.name}")
         record = SegmentRecord(
             segment_id=self.segment_id,
             bucket=self.bucket,

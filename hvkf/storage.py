@@ -67,6 +67,9 @@ class Store(Protocol):
     def upload(self, file: Path, path: str) -> None:
         """Write an object from a local file, whole or not at all."""
 
+    def take(self, file: Path, path: str) -> None:
+        """As `upload`, of a scratch file: it may be gone afterwards, for it is moved if it can."""
+
     def download(self, path: str, file: Path) -> None:
         """Copy an object to a local file, whole or not at all."""
 
@@ -181,6 +184,19 @@ class FolderStore:
                 sink.flush()
                 os.fsync(sink.fileno())
             temporary.replace(target)
+
+    def take(self, file: Path, path: str) -> None:
+        target = self._file(path)
+        with explain_full_disk(self.root):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            try:
+                file.replace(target)
+            except OSError as fault:
+                if fault.errno != errno.EXDEV:  # scratch lies on another device
+                    raise
+                self.upload(file, path)
 
     def download(self, path: str, file: Path) -> None:
         into_place(file, lambda temporary: shutil.copyfile(self._file(path), temporary))

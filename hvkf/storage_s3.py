@@ -196,6 +196,9 @@ class S3Store:
         if stored_bytes != size:
             raise TryAgain(f"{self.url}/{path} was stored with {stored_bytes} of {size} bytes.")
 
+    def take(self, file: Path, path: str) -> None:
+        self.upload(file, path)
+
     def download(self, path: str, file: Path) -> None:
         into_place(file, lambda part: self._download(path, part))
 

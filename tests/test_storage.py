@@ -1,6 +1,8 @@
 """The workspace in a folder keeps its promises."""
 
 import errno
+import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -104,6 +106,24 @@ def test_an_upload_that_fails_leaves_nothing_to_be_read(
         store.upload(source, "shards/one")
     assert list(store.list("shards")) == []
     assert list((tmp_path / "shards").iterdir()) == []
+
+
+@pytest.mark.parametrize("is_other_device", [False, True])
+def test_a_scratch_file_is_taken_from_the_same_device_and_from_another(
+    store: FolderStore, tmp_path: Path, is_other_device: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if is_other_device else tmp_path) as folder:
+        if is_other_device and os.stat(folder).st_dev == os.stat(tmp_path).st_dev:
+            pytest.skip("/dev/shm is no device of its own here")
+        source = Path(folder) / "shard"
+        source.write_bytes(b"new")
+        inode = source.stat().st_ino
+        store.put("shards/one", b"old")
+        store.take(source, "shards/one")
+        is_moved = (store.root / "shards" / "one").stat().st_ino == inode
+    assert store.read("shards/one") == b"new"
+    assert is_moved is not is_other_device
+    assert list(store.list_partial()) == []
 
 
 def test_list_is_sorted_and_leaves_out_what_is_being_written(store: FolderStore) -> None:

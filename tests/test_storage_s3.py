@@ -95,7 +95,9 @@ def test_a_file_goes_up_and_comes_down(
     store.download("files/one", tmp_path / "back" / "one")
     assert (tmp_path / "back" / "one").read_bytes() == source.read_bytes()
     assert store.read("files/one") == source.read_bytes()
-    assert list(store.list("files")) == ["files/one"]
+    store.take(source, "files/two")
+    assert store.read("files/two") == store.read("files/one")
+    assert list(store.list("files")) == ["files/one", "files/two"]
 
 
 def test_a_listing_goes_on_behind_its_first_page(

@@ -20,7 +20,7 @@ from hvkf.buckets import Bucket
 from hvkf.config import Config
 from hvkf.resize import resize_to_cover
 from hvkf.stages import cache
-from hvkf.stages.cache_group import source_frames
+from hvkf.stages.cache_frames import source_frames
 from hvkf.video import decode_frames
 
 SIZES, LENGTHS = ("128x128", "256x256", "320x320", "384x384"), (17, 33, 49)

@@ -242,9 +242,8 @@ def _group(clips: Sequence[Clip], items: Sequence[SceneItem]) -> SceneGroup:
 
 def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
     """Make the segments of the given parts that have no record yet."""
-    from hvkf.stages.cache_group import (
-        run_groups,
-    )  # decoding and `streaming`: planning needs neither
+    # Decoding and `streaming`: planning needs neither.
+    from hvkf.stages.cache_group import run_groups
 
     run_groups(Config.model_validate(plan.config), store, [_part_groups(part) for part in parts])
 

@@ -1,31 +1,21 @@
-"""Decoding a clip once for all its samples, and storing these segment by segment."""
+"""Storing the samples of groups of clips, segment by segment."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from hvkf import buckets, ledger
-from hvkf.ahead import ahead
 from hvkf.config import Config
-from hvkf.lossless_video import FramePacker, join_frames
 from hvkf.progress import Progress, progress
 from hvkf.records import Clip, Failure
-from hvkf.resize import resize_to_cover
 from hvkf.shards import SegmentWriter
 from hvkf.stages.cache import SCENES_ROOT, SceneGroup, SceneItem, SceneSegment
+from hvkf.stages.cache_frames import ClipSamples, ClipWork, PackedVideo
 from hvkf.stages.committing import Committer
-from hvkf.stages.ingest import source_folder
-from hvkf.stages.ingest_scan import local_file
 from hvkf.stages.previews import Preview
-from hvkf.storage import Store, file_sha256, open_folder
-from hvkf.video import MediaFault, decode_frames, resample_indices
-
-Pixels = npt.NDArray[np.uint8]
-Size = tuple[int, int]
+from hvkf.storage import Store
+from hvkf.video import MediaFault
 
 COLUMNS = {
     "item_key": "str",
@@ -45,30 +35,49 @@ COLUMNS = {
 }
 
 
+class _GroupWork(NamedTuple):
+    """What is missing of a group: its segments, and each clip's samples in them."""
+
+    segments: Sequence[SceneSegment]
+    clips: Sequence[ClipWork]
+
+
 def run_groups(config: Config, store: Store, parts: Sequence[Sequence[SceneGroup]]) -> None:
     """Make the segments of all groups that have no record yet, group after group."""
-    groups = [group for part in parts for group in part]
+    groups = [_missing(store, group) for part in parts for group in part]
+    clips = [work for group in groups for work in group.clips]
     with (
-        progress("cache", sum(len(group.clips) for group in groups)) as shown,
+        progress("cache", len(clips)) as shown,
         Committer(store, SCENES_ROOT) as committer,
+        closing(ClipSamples(config, clips)) as samples,
     ):
         for group in groups:
-            _run_group(config, store, group, committer, shown)
+            _run_group(store, group, samples, committer, shown)
 
 
-def _run_group(
-    config: Config, store: Store, group: SceneGroup, committer: Committer, shown: Progress
-) -> None:
-    missing = [
+def _missing(store: Store, group: SceneGroup) -> _GroupWork:
+    segments = [
         segment
         for segment in group.segments
         if not store.exists(ledger.segment_path(SCENES_ROOT, segment.segment_id))
     ]
-    with closing(_Segments(store, missing, committer)) as segments:
-        for index, clip in enumerate(group.clips):
-            items = [item for segment in missing for item in segment.items if item.clip == index]
-            failed = _store_clip(config, clip, items, segments)
-            shown.advance(note=clip.source, failed=failed)
+    items: list[list[SceneItem]] = [[] for _ in group.clips]
+    for item in (item for segment in segments for item in segment.items):
+        items[item.clip].append(item)
+    return _GroupWork(segments, [ClipWork(*of) for of in zip(group.clips, items, strict=True)])
+
+
+def _run_group(
+    store: Store,
+    group: _GroupWork,
+    samples: ClipSamples,
+    committer: Committer,
+    shown: Progress,
+) -> None:
+    with closing(_Segments(store, group.segments, committer)) as segments:
+        for work in group.clips:
+            failed = _store_clip(work, samples, segments)
+            shown.advance(note=work.clip.source, failed=failed)
 
 
 class _Segments:
@@ -83,7 +92,7 @@ class _Segments:
         for segment in segments:
             self._open[segment.items[0].bucket] = _OpenSegment(segment)
 
-    def add(self, clip: Clip, item: SceneItem, video: "PackedVideo") -> None:
+    def add(self, clip: Clip, item: SceneItem, video: PackedVideo) -> None:
         """Append a sample."""
         segment = self._open[item.bucket]
         sample = _sample(clip, item, video.data)
@@ -121,118 +130,22 @@ class _OpenSegment:
         self.num_missing = len(segment.items)
 
 
-def _store_clip(config: Config, clip: Clip, items: Sequence[SceneItem], segments: _Segments) -> int:
+def _store_clip(work: ClipWork, samples: ClipSamples, segments: _Segments) -> int:
     """Add a clip's samples to their segments, or their failures: a sample is whole or absent.
 
     Returns:
         How many samples could not be made.
     """
-    if not items:
-        return 0
-    sources = open_folder(source_folder(config.ingest))
+    clip, items = work
     unfinished = {item.key: item for item in items}
     try:
-        with closing(_decode(config, clip, items, sources)) as made:
-            for item, video in made:
-                del unfinished[item.key]
-                segments.add(clip, item, video)
+        for item, video in samples.of_next_clip():
+            del unfinished[item.key]
+            segments.add(clip, item, video)
     except MediaFault as fault:
         for item in unfinished.values():
             segments.add_failure(clip, item, fault)
     return len(unfinished)
-
-
-class PackedVideo(NamedTuple):
-    """A sample's frames, packed, and the first of them [H, W, 3] as it looks."""
-
-    data: bytes
-    first: Pixels
-
-
-class _Growing:
-    """A sample whose packed frames are still coming."""
-
-    def __init__(self, item: SceneItem, frames: Sequence[int]) -> None:
-        self.item = item
-        bucket = buckets.Bucket.parse(item.bucket)
-        self.size = (bucket.width, bucket.height)
-        self.last = max(frames)
-        self._places: dict[int, list[int]] = {}
-        for position, frame in enumerate(frames):
-            self._places.setdefault(frame, []).append(position)
-        self._packed = [b""] * len(frames)
-        self._first: Pixels | None = None
-
-    @property
-    def wanted(self) -> Iterable[int]:
-        """The source frames that it is made of."""
-        return self._places
-
-    def add(self, frame: int, pixels: Pixels, packed: bytes) -> None:
-        """Put a resized frame in its places."""
-        for position in self._places[frame]:
-            self._packed[position] = packed
-            if position == 0:
-                self._first = pixels
-
-    def take(self) -> PackedVideo:
-        """Return the whole video and let go of its frames."""
-        assert self._first is not None
-        video = PackedVideo(join_frames(self._packed, *self.size), self._first)
-        self._packed = []
-        return video
-
-
-def _decode(
-    config: Config, clip: Clip, items: Sequence[SceneItem], sources: Store
-) -> Generator[tuple[SceneItem, PackedVideo], None, None]:
-    """Decode the clip's source once and yield each sample with its last frame.
-
-    A frame is resized and packed once per size, and only its packed bytes are held while a sample
-    that needs it is unfinished. A thread decodes and resizes, beside packing, hashing and writing.
-    Samples of one bucket come in their order: their windows follow each other.
-    """
-    wanted: dict[int, list[_Growing]] = {}
-    for item in items:
-        sample = _Growing(item, source_frames(clip, item, config))
-        for frame in sample.wanted:
-            wanted.setdefault(frame, []).append(sample)
-    sizes = {frame: {sample.size for sample in of} for frame, of in wanted.items()}
-    packers = {size: FramePacker(*size) for of in sizes.values() for size in of}
-    with closing(ahead(_resize(clip, sizes, sources))) as resized:
-        for frame, by_size in resized:
-            packed = {size: packers[size].pack(pixels) for size, pixels in by_size.items()}
-            for sample in wanted.pop(frame):
-                sample.add(frame, by_size[sample.size], packed[sample.size])
-                if frame == sample.last:
-                    yield sample.item, sample.take()
-
-
-def _resize(
-    clip: Clip, sizes: Mapping[int, Iterable[Size]], sources: Store
-) -> Iterator[tuple[int, dict[Size, Pixels]]]:
-    """Yield each wanted frame of the clip's source with its pixels at the sizes that it needs."""
-    with ExitStack() as opened:
-        try:
-            file = opened.enter_context(local_file(sources, clip.source))
-            found = file_sha256(file)
-        except FileNotFoundError:
-            raise MediaFault(
-                "missing", "it is gone since ingest; run `hvkf ingest` again"
-            ) from None
-        if found != clip.source_sha256:
-            raise MediaFault("changed", "its bytes changed since ingest; run `hvkf ingest` again")
-        for frame, pixels in decode_frames(file, sorted(sizes)):
-            yield frame, {size: resize_to_cover(pixels, *size) for size in sizes[frame]}
-
-
-def source_frames(clip: Clip, item: SceneItem, config: Config) -> list[int]:
-    """Number, in the source video, the frames of a sample."""
-    bucket = buckets.Bucket.parse(item.bucket)
-    cache = config.cache
-    windows = buckets.windows(clip.num_frames, bucket.num_frames, cache.frames, cache.head_frame)
-    resampled = resample_indices(clip.end - clip.start, clip.source_fps, config.ingest.target_fps)
-    return [clip.start + resampled[frame] for frame in windows[item.window]]
 
 
 def _sample(clip: Clip, item: SceneItem, video: bytes) -> dict[str, object]:

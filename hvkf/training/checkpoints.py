@@ -58,7 +58,7 @@ def save_checkpoint(
         for file in sorted(folder.iterdir()):
             entry = FileEntry(name=file.name, sha256=file_sha256(file), size=file.stat().st_size)
             files.append(entry)
-            store.upload(file, f"{prefix}/{file.name}")
+            store.take(file, f"{prefix}/{file.name}")
     record = CheckpointRecord(step=step, files=tuple(files))
     store.put(f"{prefix}/{COMMIT_NAME}", record.to_json())
     return record

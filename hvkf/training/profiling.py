@@ -55,5 +55,5 @@ class Profiler:
         with tempfile.TemporaryDirectory(prefix="hvkf-profile-") as folder:
             file = Path(folder) / "trace.json.gz"
             self._profile.export_chrome_trace(str(file))
-            self._store.upload(file, self._path)
+            self._store.take(file, self._path)
         self._profile = None

@@ -60,6 +60,9 @@ class DyingStore(FolderStore):
     def upload(self, file: Path, path: str) -> None:
         self._counted(path, file.read_bytes(), lambda: FolderStore.upload(self, file, path))
 
+    def take(self, file: Path, path: str) -> None:
+        self._counted(path, file.read_bytes(), lambda: FolderStore.take(self, file, path))
+
 
 def run_and_count(root: Path, work: Callable[[DyingStore], None]) -> int:
     """Run undisturbed in a child, and return how many writes that took."""

@@ -92,6 +92,9 @@ class MemoryStore:
     def upload(self, file: Path, path: str) -> None:
         self.put(path, file.read_bytes())
 
+    def take(self, file: Path, path: str) -> None:
+        self.upload(file, path)
+
     def download(self, path: str, file: Path) -> None:
         file.write_bytes(self.read(path))
 

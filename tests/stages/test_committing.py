@@ -39,7 +39,7 @@ def test_a_fault_of_a_commit_is_raised_later_and_its_scratch_files_are_gone(
     tmp_path: Path,
 ) -> None:
     class Full(FolderStore):
-        def upload(self, file: Path, path: str) -> None:
+        def take(self, file: Path, path: str) -> None:
             raise OSError("no room")
 
     writers = [writer_of("one"), writer_of("two")]

@@ -52,10 +52,10 @@ def test_equal_states_are_equal_bytes_and_the_record_holds_their_hashes(tmp_path
 
 def test_a_checkpoint_that_is_being_replaced_does_not_count(tmp_path: Path) -> None:
     class Failing(FolderStore):
-        def upload(self, file: Path, path: str) -> None:
+        def take(self, file: Path, path: str) -> None:
             if "weights.safetensors" in path:
                 raise OSError("gone")
-            super().upload(file, path)
+            super().take(file, path)
 
     save_checkpoint(FolderStore(tmp_path), "r", 5, make_snapshot(), alpha=4)
     with pytest.raises(OSError, match="gone"):
