@@ -4,6 +4,9 @@ Enlarging is PIL's Lanczos filter and shrinking is OpenCV's area average. The re
 tool leaves the scaling out when one side already fits, and so stores frames of a few rows.
 """
 
+from functools import cache
+from types import ModuleType
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -53,11 +56,21 @@ def resize_to_cover(frame_HWC: NDArray[np.uint8], width: int, height: int) -> ND
 
 
 def _shrink(frame_HWC: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    cv2 = _opencv()
+    frame_HWC = np.ascontiguousarray(frame_HWC)
+    shrunk_HWC: NDArray[np.uint8] = cv2.resize(
+        frame_HWC, (width, height), interpolation=cv2.INTER_AREA
+    )
+    return shrunk_HWC
+
+
+@cache
+def _opencv() -> ModuleType:
     import cv2  # not in the image that plans
 
-    frame_HWC = np.ascontiguousarray(frame_HWC)
-    shrunk_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_AREA)
-    return shrunk_HWC.astype(np.uint8, copy=False)
+    # Workers are the parallelism: its own threads would take the cores of what goes on beside.
+    cv2.setNumThreads(1)
+    return cv2
 
 
 def _enlarge(frame_HWC: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -97,6 +98,13 @@ def test_a_view_with_strides_gives_what_its_copy_gives() -> None:
         np.testing.assert_array_equal(
             resize_to_cover(view, width, height), resize_to_cover(view.copy(), width, height)
         )
+
+
+def test_shrinking_takes_one_thread() -> None:
+    cv2.setNumThreads(2)
+    resize._opencv.cache_clear()
+    resize_to_cover(np.zeros((64, 64, 3), np.uint8), 32, 32)
+    assert cv2.getNumThreads() == 1
 
 
 @pytest.mark.parametrize(

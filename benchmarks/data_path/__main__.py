@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +30,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for dated figures")
     options = parser.parse_args()
-    cv2.setNumThreads(torch.get_num_threads())
     scale = Scale(QUICK_REPEATS if options.quick else REPEATS, options.quick)
     rows: list[Row] = []
     for name in options.only:

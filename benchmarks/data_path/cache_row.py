@@ -26,13 +26,14 @@ from hvkf.video import decode_frames
 SIZES, LENGTHS = ("128x128", "256x256", "320x320", "384x384"), (17, 33, 49)
 BUCKETS = [f"{size}x{length}" for size in SIZES for length in LENGTHS]
 GOAL = 1.15
+COPIES = 4
 
 
 def measure(scale: Scale) -> list[Row]:
     """Time the stage and its limit in turns."""
     with tempfile.TemporaryDirectory(prefix="hvkf-bench-") as name:
         folder = Path(name)
-        write_real_clips(folder)
+        write_real_clips(folder, 1 if scale.is_quick else COPIES)
         config = settings(folder, cache={"bucket_reso": BUCKETS})
         run_stages(config, "ingest")
         pairs = [pair(folder, config) for _ in range(scale.repeats)]

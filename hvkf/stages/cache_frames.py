@@ -22,6 +22,9 @@ from hvkf.video import MediaFault, decode_frames, resample_indices
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]
 
+FRAMES_AHEAD = 6
+"""As many may come while a whole sample is joined, hashed and written."""
+
 
 class ClipWork(NamedTuple):
     """A clip and the samples that are to be made of it."""
@@ -47,7 +50,7 @@ class ClipSamples:
 
     def __init__(self, config: Config, work: Iterable[ClipWork]) -> None:
         sources = open_folder(source_folder(config.ingest))
-        self._frames = ahead(_resize_clips(config, sources, work))
+        self._frames = ahead(_resize_clips(config, sources, work), FRAMES_AHEAD)
         self._packers: dict[Size, FramePacker] = {}
 
     def of_next_clip(self) -> Iterator[tuple[SceneItem, PackedVideo]]:
