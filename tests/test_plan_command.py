@@ -55,6 +55,7 @@ def test_a_plan_has_every_stage_and_bucket(
     assert all(one["fits"] and one["flops"] > 0 for one in found["stages"])
     assert found["clips"] == {"64x64x17": 50, "96x64x33": 50}
     assert found["totals"]["train_steps"] == 100
+    assert found["encode_batches"]["64x64x17"] > found["encode_batches"]["96x64x33"] > 1
     assert not (tmp_path / "workspace").exists()  # it only looks
 
 
@@ -73,6 +74,7 @@ def test_tables_name_the_model_the_card_and_the_totals(
 
     shown = capsys.readouterr().out
     assert "h100-80gb" in shown
+    assert "encoded together (encode.batch_size): " in " ".join(shown.split())
     assert "73.6 GB" in shown
     assert "96x64x33" in shown
     assert "GPU-hours" in shown
@@ -82,11 +84,14 @@ def test_tables_name_the_model_the_card_and_the_totals(
 def test_options_say_what_to_write_and_what_it_would_change(
     settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = planned([*settings, "--cache.bucket_reso=64x64x17"], capsys, "--options")
+    one_bucket = [*settings, "--cache.bucket_reso=320x320x17", "--encode.batch_size=4"]
+    found = planned(one_bucket, capsys, "--options")
 
-    peaks = {one["stage"]: one["peak_bytes"] for one in found["stages"] if one["stage"] != "encode"}
+    peaks = {one["stage"]: one["peak_bytes"] for one in found["stages"]}
     tried = {(one["stage"], one["write"]): one["peak_bytes"] for one in found["options"]}
     less = [
+        ("encode", "--encode.batch_size=1"),
+        ("encode", "--encode.vae_tile=128"),
         ("train", "--hparams.checkpoint_in_main_memory=true"),
         ("train", "--hparams.packed_weights=nf4"),
         ("train", "--sharding all --gpus 8"),
@@ -95,6 +100,7 @@ def test_options_say_what_to_write_and_what_it_would_change(
     for stage, words in less:
         assert tried[stage, words] < peaks[stage]
     assert tried["train", "--hparams.checkpoint_every_n_blocks=2"] > peaks["train"]
+    assert tried["encode", "--encode.batch_size=8"] > peaks["encode"]
 
 
 def test_what_does_not_fit_is_followed_by_what_would(

@@ -103,9 +103,9 @@ def count_flops(encoder: encode_segments.Encoder) -> Row:
     """Count the VAE's FLOPs of a clip, with warm tiles, against encoding both videos whole."""
     pixels, caption = render_clip(0, 0, NUM_FRAMES)
     scene = {"item_key": "k", "clip_id": "c", "source": "s", "caption": caption, "video": pixels}
-    encoder.encode(scene)  # tiles, caption: known from the clips before it
+    encoder.encode([scene])  # tiles, caption: known from the clips before it
     with FlopCounterMode(display=False) as ours:
-        encoder.encode(scene)
+        encoder.encode([scene])
     frames = torch.from_numpy(pixels)
     with FlopCounterMode(display=False) as whole:
         for video in (frames, condition_video(keyframes_of(frames), NUM_FRAMES)):

@@ -9,7 +9,7 @@ from hvkf.buckets import Bucket
 from hvkf.config import Config
 from hvkf.config_file import check_config
 from hvkf.estimate.parts import Shapes
-from hvkf.estimate.stages import Render, StageEstimate, Train
+from hvkf.estimate.stages import Encode, Render, StageEstimate, Train
 from hvkf.training.sharding import Sharding
 
 NUM_SHARDED_RANKS = 8
@@ -77,6 +77,11 @@ TRAIN_OPTIONS = (
         APPROXIMATE,
     ),
 )
+ENCODE_OPTIONS = (
+    Option("one sample at a time", {"encode.batch_size": 1}, "exact but for rounding"),
+    Option("eight samples at a time", {"encode.batch_size": 8}, "exact but for rounding"),
+    Option("VAE tiles of 128 pixels", {"encode.vae_tile": 128}, APPROXIMATE),
+)
 AWAY = {"render.speed.offload_encoders": True}
 RENDER_OPTIONS = (
     Option("encoders in main memory", AWAY, "exact; seconds for each video"),
@@ -91,6 +96,8 @@ RENDER_OPTIONS = (
     Option("encoders away, int8", {**AWAY, "render.speed.packed_weights": "int8"}, APPROXIMATE),
     Option("encoders away, nf4", {**AWAY, "render.speed.packed_weights": "nf4"}, APPROXIMATE),
 )
+
+OPTIONS = {"encode": ENCODE_OPTIONS, "train": TRAIN_OPTIONS, "render": RENDER_OPTIONS}
 
 
 def with_option(config: Config, option: Option) -> Config:
@@ -127,18 +134,20 @@ def try_options(
     Args:
         config: The configuration.
         shapes: The sizes of its model.
-        stage: train or render.
+        stage: encode, train or render.
         bucket: Which size.
         num_ranks: GPUs that train together.
         sharding: What they share out.
         say: Told what is counted next.
     """
-    for option in TRAIN_OPTIONS if stage == "train" else RENDER_OPTIONS:
+    for option in OPTIONS[stage]:
         changed = with_option(config, option)
         if changed == config and option.sharding in (None, sharding):
             continue
         say(f"{stage} {bucket}: {option.name}")
-        if stage == "render":
+        if stage == "encode":
+            estimate = Encode(changed, shapes).estimate(bucket)
+        elif stage == "render":
             estimate = Render(changed, shapes).estimate(bucket)
         elif option.sharding is not None:
             estimate = Train(changed, shapes, NUM_SHARDED_RANKS, option.sharding).estimate(bucket)

@@ -64,16 +64,22 @@ def count_text(llama: LlamaModel, clip: CLIPTextModel, held: Sequence[torch.nn.M
 
 
 def count_vae_encode(
-    vae: AutoencoderKLHunyuanVideo, bucket: Bucket, held: Sequence[torch.nn.Module]
+    vae: AutoencoderKLHunyuanVideo,
+    bucket: Bucket,
+    held: Sequence[torch.nn.Module],
+    batch_size: int = 1,
 ) -> Count:
-    """Count the encoding of a whole video."""
-    return _count_encode(vae, bucket, held, None)
+    """Count the encoding of whole videos, so many together."""
+    return _count_encode(vae, bucket, held, batch_size, None)
 
 
 def count_condition(
-    vae: AutoencoderKLHunyuanVideo, bucket: Bucket, held: Sequence[torch.nn.Module]
+    vae: AutoencoderKLHunyuanVideo,
+    bucket: Bucket,
+    held: Sequence[torch.nn.Module],
+    batch_size: int = 1,
 ) -> Count:
-    """Count the encoding of a condition's video whose empty tiles are known already."""
+    """Count the encoding of conditions' videos whose empty tiles are known already."""
     filled = {place % bucket.num_frames for place in KEYFRAME_PLACES}
     encode = encode_with(vae)
     ratio = vae.spatial_compression_ratio
@@ -84,18 +90,19 @@ def count_condition(
             return encode(tile, start)
         height, width = (side // ratio for side in tile.shape[3:])
         channels = 2 * LATENT_CHANNELS
-        return tile.new_empty((1, channels, latent_frames(length), height, width))
+        return tile.new_empty((batch_size, channels, latent_frames(length), height, width))
 
-    return _count_encode(vae, bucket, held, encode_tile)
+    return _count_encode(vae, bucket, held, batch_size, encode_tile)
 
 
 def _count_encode(
     vae: AutoencoderKLHunyuanVideo,
     bucket: Bucket,
     held: Sequence[torch.nn.Module],
+    batch_size: int,
     encode_tile: TileEncoder | None,
 ) -> Count:
-    shape = (1, 3, bucket.num_frames, bucket.height, bucket.width)
+    shape = (batch_size, 3, bucket.num_frames, bucket.height, bucket.width)
     with torch.no_grad(), counted(held) as counter, _each_tile_once(counter, vae):
         video = torch.empty(shape, dtype=vae.dtype, device=META)
         encode_moments(vae, video, encode_tile)

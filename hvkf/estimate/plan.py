@@ -10,7 +10,7 @@ from hvkf.buckets import Bucket
 from hvkf.config import Config
 from hvkf.estimate.amounts import Amounts
 from hvkf.estimate.cards import Card
-from hvkf.estimate.options import Tried, try_options
+from hvkf.estimate.options import OPTIONS, Tried, try_options
 from hvkf.estimate.parts import Shapes, num_bytes, num_parameters
 from hvkf.estimate.stages import Encode, Render, StageEstimate, Train
 from hvkf.estimate.stored import StoredSample, stored_sample
@@ -51,6 +51,7 @@ class Plan:
     num_checkpoints: int
     totals: Mapping[str, float]
     tried: tuple[Tried, ...]
+    encode_batches: Mapping[Bucket, int]
 
     def as_json(self) -> dict[str, Any]:
         """Give it as plain numbers: bytes, floating-point operations, hours."""
@@ -80,6 +81,7 @@ class Plan:
                 }
                 for one in self.stages
             ],
+            "encode_batches": {str(bucket): size for bucket, size in self.encode_batches.items()},
             "clips": {str(bucket): count for bucket, count in self.amounts.clips.items()},
             "clips_from": self.amounts.source,
             "videos": self.amounts.videos,
@@ -134,9 +136,11 @@ def make_plan(
     say("the LoRA")
     train = Train(config, shapes, machine.num_ranks, machine.sharding)
     stages = []
+    batches = {}
     for bucket in amounts.clips:
         say(f"encoding {bucket}")
         stages.append(encode.estimate(bucket))
+        batches[bucket] = encode.largest_batch(bucket, machine.card.usable_bytes)
         say(f"a training step of {bucket}")
         stages.append(train.estimate(bucket))
     wanted = Bucket(config.render.width, config.render.height, config.render.num_frames)
@@ -168,6 +172,7 @@ def make_plan(
         totals=_totals(stages, stored, machine, amounts, samples)
         | {"train_steps": steps, "checkpoints_bytes": num_checkpoints * checkpoint_bytes},
         tried=tuple(_options(config, shapes, machine, stages, all_options, say)),
+        encode_batches=batches,
     )
 
 
@@ -180,7 +185,7 @@ def _options(
     say: Callable[[str], None],
 ) -> Iterator[Tried]:
     """Try the options on the bucket of each stage that needs most."""
-    for stage in ("train", "render"):
+    for stage in OPTIONS:
         of_stage = [one for one in stages if one.stage == stage]
         largest = max(of_stage, key=lambda one: one.peak_bytes)
         if all_options or not machine.fits(largest):

@@ -99,7 +99,10 @@ class Encode:
     """The encode stage of a configuration."""
 
     def __init__(self, config: Config, shapes: Shapes) -> None:
+        self._batch_size = config.encode.batch_size
         self._encoders = Encoders(shapes, config.encode.precision)
+        if config.encode.vae_tile is not None:
+            set_tile(self._encoders.vae, config.encode.vae_tile)
 
     @cached_property
     def _text(self) -> Count:
@@ -107,12 +110,36 @@ class Encode:
         return count_text(encoders.llama, encoders.clip, encoders.modules)
 
     def estimate(self, bucket: Bucket) -> StageEstimate:
-        """Count one clip: its video, its condition, its caption."""
+        """Count one clip: its video, its condition, its caption.
+
+        Memory is that of `encode.batch_size` clips, whose captions are encoded one by one.
+        """
+        encoders, together = self._encoders, self._batch_size
+        passes = {**self._of_vae(bucket, together), "caption": self._text}
+        repeats = {"video": 1 / together, "condition": 1 / together, "caption": 1}
+        return _estimate("encode", bucket, encoders.resident, passes, repeats)
+
+    def _of_vae(self, bucket: Bucket, together: int) -> dict[str, Count]:
         encoders = self._encoders
-        video = count_vae_encode(encoders.vae, bucket, encoders.modules)
-        condition = count_condition(encoders.vae, bucket, encoders.modules)
-        passes = {"video": video, "condition": condition, "caption": self._text}
-        return _estimate("encode", bucket, encoders.resident, passes, dict.fromkeys(passes, 1))
+        return {
+            "video": count_vae_encode(encoders.vae, bucket, encoders.modules, together),
+            "condition": count_condition(encoders.vae, bucket, encoders.modules, together),
+        }
+
+    def largest_batch(self, bucket: Bucket, usable_bytes: int) -> int:
+        """Find the largest `encode.batch_size` that fits; 0 where one clip or caption does not."""
+        if self._text.peak_bytes > usable_bytes:
+            return 0
+
+        def peak(together: int) -> int:
+            return max(count.peak_bytes for count in self._of_vae(bucket, together).values())
+
+        # From some clips on each takes the same; below, what is made once may be the peak.
+        four, eight = peak(4), peak(8)
+        found = max(0, 8 + (usable_bytes - eight) // ((eight - four) // 4))
+        while found and peak(found) > usable_bytes:
+            found -= 1
+        return found
 
 
 class Render:

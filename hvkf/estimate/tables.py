@@ -123,8 +123,15 @@ def _totals(plan: Plan) -> Table:
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield f"Clips: {plan.amounts.source}."
-    if not all(plan.machine.fits(one) for one in plan.stages if one.stage == "encode"):
-        yield "Encoding does not fit: it has no option, take a larger GPU for it."
+    fitting = [f"{size:,} of {bucket}" for bucket, size in plan.encode_batches.items() if size]
+    lacking = [str(bucket) for bucket, size in plan.encode_batches.items() if not size]
+    if fitting:
+        yield f"Samples that can be encoded together (encode.batch_size): {', '.join(fitting)}."
+    if lacking:
+        yield (
+            f"Encoding does not fit, not even one sample of {', '.join(lacking)}: take a larger "
+            "GPU for it, or smaller tiles where these are the peak."
+        )
     yield (
         "TFLOP and seconds (s) are of one clip encoded, one sample trained on, one video rendered; "
         f"{1 - USABLE:.0%} of the GPU's memory is left to CUDA and the allocator."

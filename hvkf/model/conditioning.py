@@ -14,14 +14,15 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hvkf.errors import BadInput
 from hvkf.model.vae import (
+    Generators,
     encode_moments,
     encode_spatially,
     encode_with,
     latent_frames,
     latents_from_moments,
     part_encoder,
+    pixels_for,
     temporal_tiles,
-    to_pixels_range,
 )
 
 NUM_KEPT_SHAPES = 16
@@ -32,19 +33,19 @@ ValueT = TypeVar("ValueT")
 def keyframes_of(
     frames: torch.Tensor, positions: Sequence[int] = (0, -1)
 ) -> dict[int, torch.Tensor]:
-    """Pick the keyframes [H, W, 3] of uint8 frames [F, H, W, 3], by default the first and last."""
-    return {position: frames[position] for position in positions}
+    """Pick keyframes [..., H, W, 3] of uint8 frames [..., F, H, W, 3], by default the two ends."""
+    return {position: frames[..., position, :, :, :] for position in positions}
 
 
 def condition_video(keyframes: Mapping[int, torch.Tensor], num_frames: int) -> torch.Tensor:
-    """Make the empty video that holds only the keyframes.
+    """Make the empty video that holds only the keyframes, or a batch of them.
 
     Args:
-        keyframes: Position to uint8 frame [H, W, 3]; negative positions count from the end.
+        keyframes: Position to uint8 frames [..., H, W, 3]; negative positions count from the end.
         num_frames: F, 4k+1.
 
     Returns:
-        uint8 frames [F, H, W, 3]; an empty frame is 0, so -1 after mapping to [-1, 1].
+        uint8 frames [..., F, H, W, 3]; an empty frame is 0, so -1 after mapping to [-1, 1].
 
     Raises:
         BadInput: no keyframe, one outside the video, two of different sizes, F not 4k+1.
@@ -64,15 +65,15 @@ def condition_video(keyframes: Mapping[int, torch.Tensor], num_frames: int) -> t
         raise BadInput(
             f"Keyframes of one video differ in size, {sorted(shapes)}: resize them alike."
         )
-    height, width, channels = shapes.pop()
-    frames = torch.zeros((num_frames, height, width, channels), dtype=torch.uint8)
+    *batch, height, width, channels = shapes.pop()
+    frames = torch.zeros((*batch, num_frames, height, width, channels), dtype=torch.uint8)
     for position, frame in keyframes.items():
         if not -num_frames <= position < num_frames:
             raise BadInput(
                 f"The keyframe at {position} lies outside a video of {num_frames} frames: "
                 f"positions go from 0 to {num_frames - 1}, or from the end with -1."
             )
-        frames[position] = frame
+        frames[..., position, :, :, :] = frame
     return frames
 
 
@@ -107,7 +108,7 @@ class EmptyTiles:
         self._videos: _Recent[EmptyMoments] = _Recent()
 
     def moments(self, tile: torch.Tensor, content: tuple[object, ...] = ()) -> torch.Tensor:
-        """Return the moments of a tile [1, 3, n, H, W], as an own copy.
+        """Return the moments of a tile [B, 3, n, H, W], as an own copy.
 
         Args:
             tile: The tile.
@@ -180,22 +181,23 @@ def encode_condition(
     vae: AutoencoderKLHunyuanVideo,
     keyframes: Mapping[int, torch.Tensor],
     num_frames: int,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     empty_tiles: EmptyTiles | None = None,
 ) -> torch.Tensor:
     """Encode the condition video of keyframes to scaled latents.
 
     Args:
         vae: The VAE.
-        keyframes: Position to uint8 frame [H, W, 3].
+        keyframes: Position to uint8 frame [H, W, 3], or to those of a batch [B, H, W, 3].
         num_frames: F, 4k+1.
-        generator: CPU generator of the posterior sample; left out, the posterior's mean is taken.
+        generator: Of the posterior's samples; left out, the posterior's mean is taken.
         empty_tiles: Encodings of empty tiles to reuse from earlier calls with the same VAE.
 
     Returns:
-        float32 latents [1, 16, (F-1)/4+1, H/8, W/8].
+        float32 latents [1 or B, 16, (F-1)/4+1, H/8, W/8].
     """
-    video = to_pixels_range(condition_video(keyframes, num_frames))
+    frames = condition_video(keyframes, num_frames)
+    video = pixels_for(vae, frames if frames.dim() == 5 else frames.unsqueeze(0))
     placed = {position % num_frames: frame for position, frame in keyframes.items()}
     kept = empty_tiles or EmptyTiles(vae)
     names = {place: _name(frame) for place, frame in placed.items()} if kept.keeps_keyframes else {}
@@ -203,7 +205,9 @@ def encode_condition(
 
     def encode_tile(tile: torch.Tensor, start: int) -> torch.Tensor:
         inside = [place for place in sorted(placed) if start <= place < start + tile.shape[2]]
-        if inside and not kept.keeps_keyframes:
+        if not inside:
+            return kept.moments(tile[:1]).repeat(tile.shape[0], 1, 1, 1, 1)
+        if not kept.keeps_keyframes:
             return encode(tile, start)
         return kept.moments(tile, tuple((place - start, names[place]) for place in inside))
 

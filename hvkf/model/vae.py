@@ -1,15 +1,18 @@
 """Pixels to latents and back, with the reference's scaling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils.torch_utils import randn_tensor
 
 TileEncoder = Callable[[torch.Tensor, int], torch.Tensor]
 PartEncoder = Callable[[torch.Tensor], torch.Tensor]
+Generators = torch.Generator | Sequence[torch.Generator]
+"""Of the posterior's samples, on the CPU: one for a video, or one for each video of a batch."""
 
 
 class TemporalTile(NamedTuple):
@@ -25,6 +28,15 @@ def to_pixels_range(frames: torch.Tensor) -> torch.Tensor:
     return ((video_CFHW / 255.0 - 0.5) / 0.5).unsqueeze(0).contiguous()
 
 
+def pixels_for(vae: AutoencoderKLHunyuanVideo, frames: torch.Tensor) -> torch.Tensor:
+    """Map uint8 frames [B, F, H, W, 3] to the VAE's input [B, 3, F, H, W] on its device.
+
+    One video after the other: main memory holds no more than one in float32.
+    """
+    videos = [to_pixels_range(video).to(vae.device, vae.dtype) for video in frames]
+    return videos[0] if len(videos) == 1 else torch.cat(videos)
+
+
 def to_frames(video: torch.Tensor) -> torch.Tensor:
     """Map a video [1, 3, F, H, W] in [-1, 1] to uint8 frames [F, H, W, 3] on the CPU."""
     pixels_FHWC = (video[0].to(torch.float32) * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 3, 0)
@@ -35,17 +47,20 @@ def to_frames(video: torch.Tensor) -> torch.Tensor:
 def encode_video(
     vae: AutoencoderKLHunyuanVideo,
     video: torch.Tensor,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> torch.Tensor:
-    """Encode a video to scaled latents.
+    """Encode videos of one shape to scaled latents.
+
+    The last bits of a video's latents may be others in another batch: convolutions choose how they
+    sum up by the shape.
 
     Args:
         vae: The VAE; it computes in its own type.
-        video: [1, 3, F, H, W] in [-1, 1], F = 4k+1, H and W divisible by 8.
-        generator: CPU generator of the posterior sample; left out, the posterior's mean is taken.
+        video: [B, 3, F, H, W] in [-1, 1], F = 4k+1, H and W divisible by 8.
+        generator: Of the posterior's samples; left out, the posterior's mean is taken.
 
     Returns:
-        float32 latents [1, 16, (F-1)/4+1, H/8, W/8], times the VAE's scaling factor.
+        float32 latents [B, 16, (F-1)/4+1, H/8, W/8], times the VAE's scaling factor.
     """
     return latents_from_moments(vae, encode_moments(vae, video), generator)
 
@@ -53,13 +68,14 @@ def encode_video(
 def latents_from_moments(
     vae: AutoencoderKLHunyuanVideo,
     moments: torch.Tensor,
-    generator: torch.Generator | None,
+    generator: Generators | None,
 ) -> torch.Tensor:
-    """Sample the posterior of moments [1, 32, f, h, w], or take its mean, and scale it."""
+    """Sample the posterior of moments [B, 32, f, h, w], or take its mean, and scale it."""
     posterior = DiagonalGaussianDistribution(moments.to(torch.float32))
     latents: torch.Tensor = posterior.mean
     if generator is not None:
-        noise = torch.randn(latents.shape, generator=generator)
+        generators = generator if isinstance(generator, torch.Generator) else list(generator)
+        noise = randn_tensor(latents.shape, generator=generators, dtype=torch.float32)
         latents = latents + posterior.std * noise.to(latents.device)
     return latents * _scaling_factor(vae)
 
@@ -69,7 +85,7 @@ def encode_moments(
     video: torch.Tensor,
     encode_tile: TileEncoder | None = None,
 ) -> torch.Tensor:
-    """Encode a video to its posterior's moments, equal to diffusers' `vae.encode` bit by bit.
+    """Encode videos to their posterior's moments, equal to diffusers' `vae.encode` bit by bit.
 
     diffusers cuts more than 16 frames into temporal tiles of 17, one every 12, and blends them. A
     last tile of one frame is encoded there and thrown away, and one of five is blended in with
@@ -77,12 +93,12 @@ def encode_moments(
 
     Args:
         vae: The VAE.
-        video: [1, 3, F, H, W] in [-1, 1].
+        video: [B, 3, F, H, W] in [-1, 1].
         encode_tile: Encodes a temporal tile, given its first frame's index; its result is
             written to. Left out, every tile is encoded.
 
     Returns:
-        Moments [1, 32, (F-1)/4+1, H/8, W/8] in the VAE's type.
+        Moments [B, 32, (F-1)/4+1, H/8, W/8] in the VAE's type.
     """
     video = video.to(device=vae.device, dtype=vae.dtype)
     if encode_tile is None:
@@ -143,11 +159,11 @@ def encode_spatially(
 
     Args:
         vae: The VAE.
-        tile: [1, 3, n, H, W] in the VAE's type.
+        tile: [B, 3, n, H, W] in the VAE's type.
         encode_part: Encodes a part of it; its result is written to.
 
     Returns:
-        Moments [1, 32, (n-1)/4+1, H/8, W/8].
+        Moments [B, 32, (n-1)/4+1, H/8, W/8].
     """
     height, width = tile.shape[-2:]
     is_large = height > vae.tile_sample_min_height or width > vae.tile_sample_min_width

@@ -83,6 +83,18 @@ class EncodeConfig(Section):
 
     precision: Precision = Field("bf16", description="Precision of the encoders' weights.")
     stored: Precision = Field("bf16", description="Precision in which latents are stored.")
+    batch_size: int = Field(
+        1,
+        ge=1,
+        description="Samples of a segment that go through the VAE together; in another batch the "
+        "last bits of latents are others.",
+    )
+    vae_tile: int | None = Field(
+        None,
+        ge=64,
+        multiple_of=32,
+        description="Approximate: side of the tiles that the VAE takes, in pixels; left out: 256.",
+    )
     segments_per_part: int = Field(4, ge=1, description="Segments that one worker takes.")
     seed: int = Field(0, description="Seed of the posterior samples.")
     max_failed_fraction: float = Field(

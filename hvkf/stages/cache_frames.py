@@ -1,7 +1,7 @@
 """Making clips' samples: each source is decoded once for all of them, ahead of what packs them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +43,8 @@ class PackedVideo(NamedTuple):
 class ClipSamples:
     """Makes the samples of clips, clip after clip.
 
-    A thread decodes and resizes, up to the first frames of the next clip, beside packing and what
-    is done with the samples. A frame is resized and packed once per size, and only its packed
+    One thread decodes and another resizes, up to the next clip's first frames, beside packing and
+    what is done with the samples. A frame is resized and packed once per size, and only its packed
     bytes are held while a sample that needs it is unfinished.
     """
 
@@ -161,7 +161,8 @@ def _resize_clip(
             ) from None
         if found != clip.source_sha256:
             raise MediaFault("changed", "its bytes changed since ingest; run `hvkf ingest` again")
-        for frame, pixels in decode_frames(file, sorted(wanted)):
+        decoded = opened.enter_context(closing(ahead(decode_frames(file, sorted(wanted)))))
+        for frame, pixels in decoded:
             samples = wanted.pop(frame)
             sizes = {sample.size for sample in samples}
             yield _Resized(frame, {size: resize_to_cover(pixels, *size) for size in sizes}, samples)

@@ -23,7 +23,11 @@ def latents_root(config: Config, store: Store, version: int = STAGE_VERSION) -> 
     """Where latent shards made with these settings and this checkpoint lie."""
     encode = config.encode
     model = model_identity(config.model, store, ("vae", *TEXT_PARTS))
-    return f"latents/{digest([version, model, encode.precision, encode.stored, encode.seed])}"
+    made_with = [version, model, encode.precision, encode.stored, encode.seed]
+    # Later settings count only where they are used: latents made before keep their place.
+    if (encode.batch_size, encode.vae_tile) != (1, None):
+        made_with += [encode.batch_size, encode.vae_tile]
+    return f"latents/{digest(made_with)}"
 
 
 def newest_latents(config: Config, store: Store) -> tuple[str, DatasetCommit] | None:

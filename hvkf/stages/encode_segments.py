@@ -6,6 +6,7 @@ Scenes are read and latents are stored by threads, while the device encodes.
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hvkf import ledger
 from hvkf.ahead import ahead
 from hvkf.captions import clean_caption
 from hvkf.config import Config
+from hvkf.errors import BadInput
 from hvkf.lossless_video import unpack_frames
 from hvkf.model.conditioning import EmptyTiles, empty_latent_frames, encode_condition, keyframes_of
 from hvkf.model.device import best_device
@@ -22,7 +24,7 @@ from hvkf.model.loading import load_text_encoders, load_vae
 from hvkf.model.precision import TORCH_DTYPES, to_stored
 from hvkf.model.random import generator_for
 from hvkf.model.text import encode_prompts
-from hvkf.model.vae import encode_video, to_pixels_range
+from hvkf.model.vae import encode_video, pixels_for, set_tile
 from hvkf.model_source import cache_folder, model_folder_or_hub_id
 from hvkf.progress import Progress, progress
 from hvkf.records import ItemEntry, SegmentRecord
@@ -65,7 +67,7 @@ class Encoder:
     """The loaded encoders, and the settings under which they make latents of scenes."""
 
     def __init__(self, config: Config, store: Store) -> None:
-        self._seed = config.encode.seed
+        self._config = config.encode
         self.stored = config.encode.stored
         source = model_folder_or_hub_id(config.model, store)
         options: dict[str, Any] = {
@@ -75,41 +77,80 @@ class Encoder:
             "device": best_device(),
         }
         self._vae = load_vae(source, **options)
+        if config.encode.vae_tile is not None:
+            set_tile(self._vae, config.encode.vae_tile)
         self._text = load_text_encoders(source, **options)
         self._empty_tiles = EmptyTiles(self._vae)
         self._prompts = Prompts(self._encode_prompt)
         self._packed_empty: dict[tuple[int, int, int], bytes] = {}
 
-    def encode(self, scene: Sample) -> Sample:
-        """Make the latent sample of a scene sample whose frames are unpacked."""
-        key = scene["item_key"]
-        frames = torch.from_numpy(scene["video"])
-        latents = encode_video(
-            self._vae, to_pixels_range(frames), generator_for(self._seed, "latents", key)
-        )
-        return {
-            "item_key": key,
-            "clip_id": scene["clip_id"],
-            "source": scene["source"],
-            "caption": scene["caption"],
-            "latents": to_stored(latents[0], self.stored),
-            **self._condition(frames, key),
-            **self._prompts(clean_caption(scene["caption"])),
-        }
+    @property
+    def batch_size(self) -> int:
+        """How many samples of a shape go through the VAE together."""
+        return self._config.batch_size
 
-    def _condition(self, frames: torch.Tensor, key: str) -> Sample:
-        num_frames, height, width = frames.shape[:3]
-        generator = generator_for(self._seed, "latents_cond", key)
+    def encode(self, scenes: Sequence[Sample]) -> list[Sample]:
+        """Make the latent samples of scene samples of one shape whose frames are unpacked.
+
+        Raises:
+            BadInput: the device's memory does not hold them.
+        """
+        frames = torch.stack([torch.from_numpy(scene["video"]) for scene in scenes])
+        keys = [scene["item_key"] for scene in scenes]
+        try:
+            latents = self._latents(frames, keys)
+            conditions = self._conditions(frames, keys)
+            prompts = [self._prompts(clean_caption(scene["caption"])) for scene in scenes]
+        except torch.OutOfMemoryError as fault:
+            raise self._too_large(frames) from fault
+        return [
+            {
+                "item_key": scene["item_key"],
+                "clip_id": scene["clip_id"],
+                "source": scene["source"],
+                "caption": scene["caption"],
+                "latents": to_stored(latents[index], self.stored),
+                **conditions[index],
+                **prompts[index],
+            }
+            for index, scene in enumerate(scenes)
+        ]
+
+    def _generators(self, purpose: str, keys: Sequence[str]) -> list[torch.Generator]:
+        """Draw for each sample by itself, so that its noise does not depend on its batch."""
+        return [generator_for(self._config.seed, purpose, key) for key in keys]
+
+    def _latents(self, frames: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
+        generators = self._generators("latents", keys)
+        return encode_video(self._vae, pixels_for(self._vae, frames), generators)
+
+    def _conditions(self, frames: torch.Tensor, keys: Sequence[str]) -> list[Sample]:
+        num_frames, height, width = frames.shape[1:4]
+        generators = self._generators("latents_cond", keys)
         keyframes = keyframes_of(frames, KEYFRAMES)
-        condition = encode_condition(self._vae, keyframes, num_frames, generator, self._empty_tiles)
+        latents = encode_condition(self._vae, keyframes, num_frames, generators, self._empty_tiles)
         empty_frames = empty_latent_frames(self._vae, KEYFRAMES, num_frames)
-        return pack_condition(
-            condition[0],
-            empty_frames,
-            self._empty((num_frames, height, width), empty_frames),
-            seed=generator.initial_seed(),
-            scale=float(self._vae.config["scaling_factor"]),
-            stored=self.stored,
+        empty = self._empty((num_frames, height, width), empty_frames)
+        return [
+            pack_condition(
+                condition,
+                empty_frames,
+                empty,
+                seed=generator.initial_seed(),
+                scale=float(self._vae.config["scaling_factor"]),
+                stored=self.stored,
+            )
+            for condition, generator in zip(latents, generators, strict=True)
+        ]
+
+    def _too_large(self, frames: torch.Tensor) -> BadInput:
+        """Say what did not fit, and what makes it smaller."""
+        batch, num_frames, height, width = frames.shape[:4]
+        what = f"{batch} samples" if batch > 1 else "One sample"
+        smaller = "Lower encode.batch_size" if batch > 1 else "Set encode.vae_tile (128, say)"
+        return BadInput(
+            f"{what} of {width}x{height}x{num_frames} did not fit the GPU's memory while encoding. "
+            f"{smaller}, or take a larger GPU: `hvkf plan` says what fits which."
         )
 
     def _empty(self, shape: tuple[int, int, int], frames: list[int]) -> bytes:
@@ -170,10 +211,13 @@ def _encode_segment(
         packed_columns(encoder.stored),
     )
     try:
-        for _ in record.items:
-            item, scene = next(scenes)
-            writer.add(item.key, item.source_sha256, encoder.encode(scene))
-            shown.advance(note=f"{record.bucket} {scene['source']}")
+        # Which samples make a batch follows from the segment alone, not from who encodes it.
+        for number in range(0, len(record.items), encoder.batch_size):
+            batch = list(islice(scenes, min(encoder.batch_size, len(record.items) - number)))
+            samples = encoder.encode([scene for _, scene in batch])
+            for (item, scene), sample in zip(batch, samples, strict=True):
+                writer.add(item.key, item.source_sha256, sample)
+                shown.advance(note=f"{record.bucket} {scene['source']}")
     except BaseException:
         writer.close()
         raise

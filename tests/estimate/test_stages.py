@@ -16,7 +16,7 @@ from hvkf.model.lora import add_lora
 from hvkf.model.recomputing import recompute_blocks
 from hvkf.model.sampler import sample_latents
 from hvkf.model.tiny import build_tiny_checkpoint
-from hvkf.model.vae import decode_latents, encode_video
+from hvkf.model.vae import decode_latents, encode_video, set_tile
 from hvkf.training.dataset import LatentBatch
 from hvkf.training.objective import batch_losses
 from hvkf.training.optimizers import make_optimizer
@@ -79,6 +79,40 @@ def test_the_vae_s_memory_is_counted_within_a_tenth_of_what_is_measured(
     assert counted == pytest.approx(encoding.peak_bytes, rel=WITHIN)
     counted = render.passes["decoding"] - sum(render.resident.values())
     assert counted == pytest.approx(decoding.peak_bytes, rel=WITHIN)
+
+
+@pytest.mark.parametrize("tile", [None, 128])
+def test_the_memory_of_clips_encoded_together_is_counted_within_a_tenth_of_what_is_measured(
+    tile: int | None, checkpoint: Path, shapes: Shapes
+) -> None:
+    bucket, together = Bucket.parse("320x192x33"), 3
+    encode = {"precision": "bf16", "batch_size": together, "vae_tile": tile}
+    vae = load_vae(checkpoint, dtype=torch.bfloat16)
+    if tile is not None:
+        set_tile(vae, tile)
+    shape = (together, 3, bucket.num_frames, bucket.height, bucket.width)
+    videos = torch.rand(shape).to(torch.bfloat16)
+
+    measured = measure(lambda: encode_video(vae, videos))
+
+    estimate = Encode(Config.model_validate({"encode": encode}), shapes).estimate(bucket)
+    counted = estimate.passes["video"] - sum(estimate.resident.values())
+    assert counted - videos.numel() * 2 == pytest.approx(measured, rel=WITHIN)
+
+
+@pytest.mark.parametrize("usable_bytes", [120 * 10**6, 10**9])
+def test_the_largest_batch_is_the_last_that_fits(usable_bytes: int, shapes: Shapes) -> None:
+    bucket = Bucket.parse("320x192x33")
+
+    def peak(together: int) -> int:
+        settings = {"encode": {"precision": "bf16", "batch_size": together}}
+        return Encode(Config.model_validate(settings), shapes).estimate(bucket).peak_bytes
+
+    encode = Encode(Config.model_validate(BF16), shapes)
+    largest = encode.largest_batch(bucket, usable_bytes)
+    assert largest >= 1
+    assert peak(largest) <= usable_bytes < peak(largest + 1)
+    assert encode.largest_batch(bucket, 10**6) == 0
 
 
 @pytest.mark.parametrize("size", ["512x320x17", "320x192x33"])

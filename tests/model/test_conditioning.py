@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvkf.errors import BadInput
-from hvkf.model.conditioning import EmptyTiles, condition_video, encode_condition, keyframes_of
+from hvkf.model.conditioning import (
+    EmptyTiles,
+    condition_video,
+    empty_latent_frames,
+    encode_condition,
+    keyframes_of,
+)
 from hvkf.model.random import generator_for
 from hvkf.model.vae import to_pixels_range
 
@@ -40,6 +46,24 @@ def test_reusing_empty_tiles_changes_no_bit(
     for _ in range(2):
         latents = encode_condition(vae, keyframes, 65, empty_tiles=empty_tiles)
         assert torch.equal(latents, expected)
+
+
+def test_conditions_encoded_together_equal_those_encoded_alone_but_for_rounding(
+    vae: AutoencoderKLHunyuanVideo,
+) -> None:
+    frames = torch.stack([formula_frames(65, 32, 32), formula_frames(65, 32, 32).flip(0)])
+    empty_tiles = EmptyTiles(vae)
+    generators = [generator_for(3, "condition", key) for key in "ab"]
+    together = encode_condition(vae, keyframes_of(frames), 65, generators, empty_tiles)
+    empty = empty_latent_frames(vae, (0, -1), 65)
+    assert empty
+    for index, key in enumerate("ab"):
+        alone = encode_condition(
+            vae, keyframes_of(frames[index]), 65, generator_for(3, "condition", key), empty_tiles
+        )[0]
+        assert relative_difference(together[index], alone) < TOLERANCE
+        # Empty tiles come from memory, whatever the batch.
+        assert torch.equal(together[index][:, empty], alone[:, empty])
 
 
 def test_empty_tiles_are_encoded_once_per_shape(

@@ -5,7 +5,14 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 
 from hvkf.model.random import generator_for
-from hvkf.model.vae import decode_latents, encode_moments, encode_video, to_frames, to_pixels_range
+from hvkf.model.vae import (
+    decode_latents,
+    encode_moments,
+    encode_video,
+    pixels_for,
+    to_frames,
+    to_pixels_range,
+)
 
 from .conftest import relative_difference
 
@@ -63,6 +70,19 @@ def test_a_sample_depends_on_its_seed_only(vae: AutoencoderKLHunyuanVideo) -> No
     other = encode_video(vae, video, generator_for(4, "posterior", "clip"))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_videos_encoded_together_equal_those_encoded_alone_but_for_rounding(
+    vae: AutoencoderKLHunyuanVideo,
+) -> None:
+    frames = torch.stack([formula_frames(33, 32, 32), formula_frames(33, 32, 32).flip(0)])
+    videos = pixels_for(vae, frames)
+    assert torch.equal(videos[1:], to_pixels_range(frames[1]))
+    generators = [generator_for(3, "posterior", key) for key in "ab"]
+    together = encode_video(vae, videos, generators)
+    for index, key in enumerate("ab"):
+        alone = encode_video(vae, videos[index : index + 1], generator_for(3, "posterior", key))
+        assert relative_difference(together[index : index + 1], alone) < TOLERANCE
 
 
 def test_samples_scatter_about_the_mean_by_the_posteriors_deviation(

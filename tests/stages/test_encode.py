@@ -8,16 +8,20 @@ import torch
 
 from hvkf import ledger
 from hvkf.config import Config
+from hvkf.errors import BadInput
 from hvkf.model.latent_columns import read_condition
 from hvkf.model.precision import from_stored
-from hvkf.records import DatasetCommit
+from hvkf.model_source import TEXT_PARTS, model_identity
+from hvkf.records import DatasetCommit, digest
+from hvkf.stages import cache, encode_segments, ingest
 from hvkf.stages import encode as encode_stage
 from hvkf.stages.encode import latents_root, newest_latents
 from hvkf.stages.encode_segments import Encoder, Prompts
 from hvkf.storage import FolderStore
-from tests.workspaces import small_config
+from tests.workspaces import small_config, write_dataset
 
 REFERENCE_BYTES_64X64X33 = 109_000
+EXACT: dict[str, object] = {"precision": "fp32", "stored": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def num_array_bytes(sample: dict[str, object]) -> int:
 def test_a_sample_takes_at_most_36_percent_of_the_references_bytes(
     encoder: tuple[Config, Encoder],
 ) -> None:
-    sample = encoder[1].encode(scene("key", 33, 64))
+    (sample,) = encoder[1].encode([scene("key", 33, 64)])
     assert num_array_bytes(sample) <= 0.36 * REFERENCE_BYTES_64X64X33
     assert sample["latents"].dtype == np.uint16
 
@@ -60,14 +64,104 @@ def test_a_samples_condition_does_not_depend_on_what_was_encoded_before(
     encoder: tuple[Config, Encoder], tmp_path: Path
 ) -> None:
     fresh = Encoder(encoder[0], FolderStore(tmp_path))
-    encoder[1].encode(scene("other", 33, 64))
-    first, again = (one.encode(scene("key", 33, 64)) for one in (encoder[1], fresh))
+    encoder[1].encode([scene("other", 33, 64)])
+    first, again = (one.encode([scene("key", 33, 64)])[0] for one in (encoder[1], fresh))
     assert first.keys() == again.keys()
     for name, value in first.items():
         same = again[name]
         assert np.array_equal(value, same) if isinstance(value, np.ndarray) else value == same
     assert read_condition(first).shape == from_stored(first["latents"]).shape
     assert torch.isfinite(read_condition(first)).all()
+
+
+def test_samples_of_a_batch_equal_those_encoded_alone_but_for_rounding(tmp_path: Path) -> None:
+    config = small_config(tmp_path, tmp_path / "metadata.csv", encode=EXACT)
+    encoder = Encoder(config, FolderStore(tmp_path))
+    scenes = [scene(key, 33, 64, f"Take {key}.") for key in ("one", "two", "three")]
+    together = encoder.encode(scenes)
+    for of_batch, (alone,) in zip(
+        together, ([*map(encoder.encode, [[one] for one in scenes])]), strict=True
+    ):
+        assert of_batch.keys() == alone.keys()
+        for name in ("item_key", "caption", "prompt_embeds"):
+            assert np.array_equal(of_batch[name], alone[name])
+        assert np.allclose(of_batch["latents"], alone["latents"], rtol=1e-4, atol=1e-5)
+        assert torch.allclose(read_condition(of_batch), read_condition(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_batches_follow_from_a_segment_not_from_who_encodes_it(tmp_path: Path) -> None:
+    table = write_dataset(tmp_path / "data", 5)
+    small = {"bucket_reso": ["32x32x5", "48x32x9"], "segment_mb": 1}
+    batches = {**EXACT, "batch_size": 2}
+    found = []
+    for workers in (1, 2):
+        folder = tmp_path / f"of {workers}"
+        config = small_config(folder, table, cache=small, encode=batches)
+        store = FolderStore(Path(config.workspace))
+        for stage in (ingest, cache, encode_stage):
+            plan = stage.plan(config, store)
+            for worker in range(workers):
+                stage.run(plan, store, plan.parts[worker::workers])
+            stage.commit(plan, store)
+        root = latents_root(config, store)
+        found.append({path: store.read(path) for path in store.list(root) if path.endswith(".mds")})
+    assert found[0] == found[1]
+    assert len(found[0]) > 1
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 2}, {"vae_tile": 128}])
+def test_settings_that_change_bits_name_another_folder_and_their_defaults_none(
+    changed: dict[str, object], tmp_path: Path
+) -> None:
+    store = FolderStore(tmp_path)
+    model = model_identity(plain(tmp_path).model, store, ("vae", *TEXT_PARTS))
+    assert (
+        latents_root(plain(tmp_path), store) == f"latents/{digest([2, model, 'fp32', 'bf16', 0])}"
+    )
+    config = small_config(
+        tmp_path, tmp_path / "metadata.csv", encode={"precision": "fp32", **changed}
+    )
+    assert latents_root(config, store) != latents_root(plain(tmp_path), store)
+
+
+def plain(folder: Path) -> Config:
+    return small_config(folder, folder / "metadata.csv")
+
+
+def test_smaller_tiles_are_what_the_vae_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(tmp_path, tmp_path / "metadata.csv", encode={**EXACT, "vae_tile": 64})
+    encoder = Encoder(config, FolderStore(tmp_path))
+    sides: set[int] = set()
+    forward = encoder._vae.encoder.forward
+
+    def see(tile: torch.Tensor) -> torch.Tensor:
+        sides.update(tile.shape[-2:])
+        moments: torch.Tensor = forward(tile)
+        return moments
+
+    monkeypatch.setattr(encoder._vae.encoder, "forward", see)
+    encoder.encode([scene("key", 5, 96)])
+    assert max(sides) == 64
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "said"),
+    [
+        (2, r"^2 samples of 64x64x5 did not fit.* Lower encode.batch_size, .*`hvkf plan`"),
+        (1, r"^One sample of 64x64x5 did not fit.* Set encode.vae_tile \(128, say\), "),
+    ],
+)
+def test_what_does_not_fit_the_gpu_is_said_with_the_fix(
+    num_samples: int, said: str, encoder: tuple[Config, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(encode_segments, "encode_video", fill)
+    with pytest.raises(BadInput, match=said):
+        encoder[1].encode([scene(str(number), 5, 64) for number in range(num_samples)])
 
 
 def test_a_caption_is_encoded_once_and_old_ones_make_room() -> None:
