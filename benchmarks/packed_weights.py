@@ -13,8 +13,8 @@ import torch
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
 from hvkf.demo import CHECKPOINT
+from hvkf.model.frozen import hold_frozen
 from hvkf.model.loading import load_transformer
-from hvkf.model.packed import pack_frozen
 from hvkf.model.speed import apply_speed
 from hvkf.model.tiny import build_tiny_checkpoint
 from hvkf.settings.rendering import RenderSpeed
@@ -70,7 +70,7 @@ def main() -> None:
             if stored == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
                 continue
             packed = copy.deepcopy(exact)
-            pack_frozen(packed, stored)
+            hold_frozen(packed, stored)
             rows.setdefault(stored, []).append(f"{relative_error(exact, packed):.2%}")
     for name, errors in rows.items():
         print(f"| {name} | " + " | ".join(errors) + " |")

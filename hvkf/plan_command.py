@@ -82,8 +82,9 @@ def plan(
     from hvkf.estimate.cards import card_named
     from hvkf.estimate.plan import Machine, make_plan
     from hvkf.estimate.tables import print_plan
-    from hvkf.training.sharding import Sharding
+    from hvkf.training.sharding import Sharding, check_sharding
 
+    check_sharding(settings.hparams, Sharding[sharding.name])
     num_ranks = gpus or settings.jobs.train.num_ranks
     machine = Machine(card_named(gpu), num_ranks, Sharding[sharding.name], utilisation)
     shapes = _shapes(settings)

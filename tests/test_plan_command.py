@@ -94,6 +94,7 @@ def test_options_say_what_to_write_and_what_it_would_change(
         ("encode", "--encode.vae_tile=128"),
         ("train", "--hparams.checkpoint_in_main_memory=true"),
         ("train", "--hparams.packed_weights=nf4"),
+        ("train", "--hparams.weights_in_main_memory=true"),
         ("train", "--sharding all --gpus 8"),
         ("render", "--render.speed.offload_encoders=true"),
     ]
@@ -115,6 +116,16 @@ def test_what_does_not_fit_is_followed_by_what_would(
     assert "NO" in shown
     assert "--hparams.packed_weights=int8" in shown
     assert "Encoding does not fit" in shown
+
+
+@pytest.mark.parametrize("held", ["packed_weights=int8", "weights_in_main_memory=true"])
+def test_what_training_refuses_is_not_planned(settings: list[str], held: str) -> None:
+    with pytest.raises(BadInput, match=r"leave hparams.packed_weights and .* out, or use DDP"):
+        app(
+            args=["plan", "--gpus", "8", "--sharding", "all"],
+            obj=[*settings, f"--hparams.{held}"],
+            standalone_mode=False,
+        )
 
 
 def test_an_unknown_gpu_is_refused_with_the_list(settings: list[str]) -> None:

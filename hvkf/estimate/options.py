@@ -61,6 +61,16 @@ TRAIN_OPTIONS = (
     ),
     Option("recompute all blocks", ALL_BLOCKS, "exact; a third more arithmetic"),
     Option("checkpoints in main memory", IN_MAIN_MEMORY, "exact; copies over the bus"),
+    Option(
+        "frozen weights in main memory",
+        {"hparams.weights_in_main_memory": True},
+        "exact; copies over the bus",
+    ),
+    Option(
+        "frozen weights and checkpoints in main memory",
+        {**IN_MAIN_MEMORY, "hparams.weights_in_main_memory": True},
+        "exact; copies over the bus",
+    ),
     Option("one sample at a time", {"data.batch_size": 1}, "another batch, unless accumulated"),
     Option("share all weights out", {}, f"exact; {NUM_SHARDED_RANKS} GPUs", Sharding.ALL),
     Option("weights in fp8", {"hparams.packed_weights": "fp8"}, APPROXIMATE),
@@ -151,8 +161,8 @@ def try_options(
             estimate = Render(changed, shapes).estimate(bucket)
         elif option.sharding is not None:
             estimate = Train(changed, shapes, NUM_SHARDED_RANKS, option.sharding).estimate(bucket)
-        elif sharding is Sharding.ALL and changed.hparams.packed_weights is not None:
-            continue  # FSDP shards weights of one type
+        elif sharding is Sharding.ALL and changed.hparams.holds_frozen_weights:
+            continue  # see check_sharding
         else:
             estimate = Train(changed, shapes, num_ranks, sharding).estimate(bucket)
         yield Tried(option, option.words(config), estimate)

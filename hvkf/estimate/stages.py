@@ -29,11 +29,13 @@ from hvkf.estimate.passes import (
     off_the_gpu,
 )
 from hvkf.estimate.training_state import optimizer_bytes
+from hvkf.model.frozen import hold_frozen
 from hvkf.model.lora import add_lora
-from hvkf.model.packed import pack_frozen
 from hvkf.model.precision import TORCH_DTYPES
 from hvkf.model.recomputing import recompute_blocks
+from hvkf.model.renderer import NUM_KEPT_PROMPTS
 from hvkf.model.speed import FP8
+from hvkf.model.text import MAX_SEQUENCE_LENGTH
 from hvkf.model.vae import set_tile
 from hvkf.training.sharding import Sharding
 from hvkf.training.trainer import BASE_DTYPES, has_float32_weights
@@ -159,7 +161,7 @@ class Render:
                 storage_dtype=FP8, compute_dtype=self.transformer.dtype
             )
         if speed.packed_weights is not None:
-            pack_frozen(self.transformer, speed.packed_weights)
+            hold_frozen(self.transformer, speed.packed_weights)
 
     @cached_property
     def _text(self) -> Count:
@@ -180,6 +182,13 @@ class Render:
         blocks = block_bytes(self.transformer)
         return max(0, sum(blocks) - 2 * max(blocks))
 
+    @property
+    def _kept_prompts_bytes(self) -> int:
+        """What the prompts of earlier rows take, where there are as many as are kept."""
+        config = self.transformer.config
+        each = MAX_SEQUENCE_LENGTH * config["text_embed_dim"] + config["pooled_projection_dim"]
+        return int(NUM_KEPT_PROMPTS * each * self.transformer.dtype.itemsize)
+
     def estimate(self, bucket: Bucket) -> StageEstimate:
         """Count one video; memory is that of `render.speed.batch_size` of them."""
         render, encoders = self._config, self.encoders
@@ -192,11 +201,12 @@ class Render:
             ),
             "decoding": count_vae_decode(encoders.vae, bucket, self._beside(encoders.vae)),
         }
-        waiting = self._waiting_bytes
+        waiting, prompts = self._waiting_bytes, self._kept_prompts_bytes
         passes = {
-            name: Count(count.peak_bytes - waiting, count.flops) for name, count in passes.items()
+            name: Count(count.peak_bytes - waiting + prompts, count.flops)
+            for name, count in passes.items()
         }
-        resident = {"transformer": num_bytes(self.transformer) - waiting}
+        resident = {"transformer": num_bytes(self.transformer) - waiting, "prompts": prompts}
         if not render.speed.offload_encoders:
             resident |= encoders.resident
         num_passes = render.steps * (2 if render.true_cfg_scale > 1 else 1)
@@ -234,8 +244,10 @@ class Train:
                 weight.data = weight.data.float()
         self.transformer.train()
         hparams = config.hparams
-        if hparams.packed_weights is not None:
-            pack_frozen(self.transformer, hparams.packed_weights)
+        if hparams.holds_frozen_weights:
+            hold_frozen(
+                self.transformer, hparams.packed_weights, waits=hparams.weights_in_main_memory
+            )
         if hparams.gradient_checkpointing:
             waiting = off_the_gpu if hparams.checkpoint_in_main_memory else nullcontext
             recompute_blocks(self.transformer, hparams.checkpoint_every_n_blocks, waiting)

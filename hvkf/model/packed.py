@@ -1,7 +1,4 @@
-"""Frozen weights in fewer bits: stored in 8 or 4, and computed with in the model's own type.
-
-A layer unpacks its weight when it computes and drops it at once, in the backward pass again. So
-training needs no more than one layer's weight in full, whatever is checkpointed.
+"""Weights in fewer bits: stored in 8 or 4, and computed with in the model's own type.
 
 Methods: 8 bits with a scale for each row (float8 e4m3 or integers); NF4 (arXiv:2305.14314) by
 bitsandbytes.
@@ -11,8 +8,6 @@ import importlib.util
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
 from hvkf.errors import BadInput
 from hvkf.settings.section import PackedFormat
@@ -21,49 +16,6 @@ from hvkf.settings.section import PackedFormat
 ROW_SCALED = {"fp8": (torch.float8_e4m3fn, 448.0), "int8": (torch.int8, 127.0)}
 NF4_BLOCK = 64
 SMALLEST_SCALE = 1e-12
-
-
-class PackedLinear(torch.nn.Linear):
-    """A linear layer whose weight is packed; gradients pass through it to its input."""
-
-    def __init__(self, layer: torch.nn.Linear, stored: PackedFormat) -> None:
-        """Pack a layer's weight, where it lies.
-
-        Raises:
-            BadInput: bitsandbytes is needed and missing.
-        """
-        torch.nn.Module.__init__(self)
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.stored = stored
-        self.dtype = layer.weight.dtype
-        codes, scales = pack(layer.weight.detach(), stored)
-        self.weight = torch.nn.Parameter(codes, requires_grad=False)
-        self.register_buffer("scales", scales)
-        self.bias = layer.bias
-
-    def unpacked(self) -> torch.Tensor:
-        """Give the weight [out, in] in the model's type."""
-        shape = (self.out_features, self.in_features)
-        return unpack(self.weight, self.get_buffer("scales"), self.stored, shape, self.dtype)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Compute as a linear layer does."""
-        result: torch.Tensor = _PackedProduct.apply(input, self)
-        return result
-
-
-class _PackedProduct(torch.autograd.Function):
-    """x W' + b that keeps nothing for the backward pass but the packed weight."""
-
-    @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, layer: PackedLinear) -> torch.Tensor:
-        ctx.layer, ctx.dtype = layer, input.dtype
-        return F.linear(input, layer.unpacked(), layer.bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (gradient,) = gradients
-        return (gradient @ ctx.layer.unpacked().to(gradient.dtype)).to(ctx.dtype), None
 
 
 def pack(weight: torch.Tensor, stored: PackedFormat) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,34 +45,6 @@ def unpack(
         return _unpack_nf4(codes, scales, shape, dtype)
     # In place: the product is computed in float32 and rounded once.
     return codes.to(dtype).mul_(scales)
-
-
-def pack_frozen(
-    transformer: HunyuanVideoTransformer3DModel,
-    stored: PackedFormat,
-    device: torch.device | None = None,
-) -> None:
-    """Pack the frozen weights of all linear layers of the blocks, those under a LoRA as well.
-
-    Args:
-        transformer: Where memory is short, on the CPU: its weights are there in full.
-        stored: fp8, int8 or nf4.
-        device: Where to move it when it is small; left out, it stays.
-
-    Raises:
-        BadInput: bitsandbytes is needed and missing.
-    """
-    for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
-        layers = [
-            (parent, name, layer)
-            for parent in blocks.modules()
-            for name, layer in parent.named_children()
-            if type(layer) is torch.nn.Linear and not layer.weight.requires_grad
-        ]
-        for parent, name, layer in layers:
-            setattr(parent, name, PackedLinear(layer, stored))
-    if device is not None:
-        torch.nn.Module.to(transformer, device)
 
 
 def _pack_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
 from hvkf.errors import BadInput
-from hvkf.model.packed import pack_frozen
+from hvkf.model.frozen import hold_frozen
 from hvkf.settings.rendering import RenderSpeed
 
 FP8 = torch.float8_e4m3fn
@@ -23,7 +23,7 @@ def apply_speed(
     if speed.fp8_layerwise:
         transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=transformer.dtype)
     if speed.packed_weights is not None:
-        pack_frozen(transformer, speed.packed_weights, device)
+        hold_frozen(transformer, speed.packed_weights, device=device)
     if speed.group_offload:
         if device.type == "cpu":
             raise BadInput(

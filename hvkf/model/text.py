@@ -108,7 +108,8 @@ def _llama_embeds(
     ids, mask = tokens.input_ids.to(encoder_device), tokens.attention_mask.to(encoder_device)
     output = encoders.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     hidden = output.hidden_states[LLAMA_HIDDEN_STATE]
-    return hidden[:, NUM_PREFIX_TOKENS:], mask[:, NUM_PREFIX_TOKENS:]
+    # A view would keep the template's states for as long as the caption's are kept.
+    return hidden[:, NUM_PREFIX_TOKENS:].clone(), mask[:, NUM_PREFIX_TOKENS:]
 
 
 def _clip_embeds(encoders: "TextEncoders", captions: Sequence[str]) -> torch.Tensor:

@@ -37,7 +37,9 @@ class RenderSpeed(Section):
         None, ge=2, description="Approximate: compute every n-th step, extrapolate the others."
     )
     fp8_layerwise: bool = Field(
-        False, description="Approximate: keep the transformer's weights in 8 bits; half the memory."
+        False,
+        description="Approximate: keep the transformer's weights in 8 bits without scales, but for "
+        "embedders and the layers that modulate (diffusers' layerwise casting).",
     )
     packed_weights: PackedFormat | None = Field(
         None,

@@ -1,8 +1,8 @@
 """Settings of training: the LoRA, the objective, the optimizer, checkpoints."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from hvkf.settings.section import PackedFormat, Section
 
@@ -85,6 +85,11 @@ class HparamsConfig(Section):
     checkpoint_in_main_memory: bool = Field(
         False, description="Keep what blocks recompute from in main memory. Exact, slower."
     )
+    weights_in_main_memory: bool = Field(
+        False,
+        description="Keep the blocks' frozen weights in main memory until a layer computes. Exact, "
+        "slower; not with compile_blocks, nor with FSDP of all weights.",
+    )
     packed_weights: PackedFormat | None = Field(
         None,
         description="Approximate: keep the frozen weights in 8 bits (fp8, int8) or 4 (nf4, which "
@@ -117,6 +122,17 @@ class HparamsConfig(Section):
     )
     flow_match: FlowMatchConfig = FlowMatchConfig()
     ema: EmaConfig = EmaConfig()
+
+    @property
+    def holds_frozen_weights(self) -> bool:
+        """Whether the blocks' frozen weights are packed, or wait in main memory."""
+        return self.packed_weights is not None or self.weights_in_main_memory
+
+    @model_validator(mode="after")
+    def _not_compiled(self) -> Self:
+        if self.weights_in_main_memory and self.compile_blocks:
+            raise ValueError("set weights_in_main_memory or compile_blocks, not both")
+        return self
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """What makes two training runs the same work: the settings and data that change their results.
 
 How the work is shared out and computed (ranks, workers, gradient checkpointing, compiled blocks,
-where the average lies) and how often it is saved are not part of it: a run may go on with other
-ones.
+where the average and frozen weights lie) and how often it is saved are not part of it: a run may
+go on with other ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,6 +22,7 @@ WHERE_IT_RUNS = {
     "gradient_checkpointing",
     "checkpoint_every_n_blocks",
     "checkpoint_in_main_memory",
+    "weights_in_main_memory",
     "gradient_accumulation_steps",
     "compile_blocks",
 }

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hvkf.errors import BadInput
+from hvkf.settings.training import HparamsConfig
 
 FSDP_VARIABLE = "ACCELERATE_USE_FSDP"
 DEEPSPEED_VARIABLE = "ACCELERATE_USE_DEEPSPEED"
@@ -63,6 +64,19 @@ def _zero_stage() -> int:
         ) from None
 
 
+def check_sharding(hparams: HparamsConfig, sharding: Sharding) -> None:
+    """Refuse to share out what is packed or waits.
+
+    Raises:
+        BadInput: naming the settings.
+    """
+    if sharding is Sharding.ALL and hparams.holds_frozen_weights:
+        raise BadInput(
+            "FSDP of all weights shares out the frozen ones as they are: leave "
+            "hparams.packed_weights and hparams.weights_in_main_memory out, or use DDP."
+        )
+
+
 def shard(transformer: Any, sharding: Sharding, device: torch.device) -> None:
     """Shard the transformer in place: block by block, then what is left; all ranks call this.
 
@@ -79,8 +93,8 @@ def shard(transformer: Any, sharding: Sharding, device: torch.device) -> None:
     types = {weight.dtype for weight in transformer.parameters() if weight not in ignored}
     if len(types) > 1:
         raise BadInput(
-            "FSDP shards weights of one type: leave hparams.gradient_precision at accelerator, "
-            "hparams.mixed_precision at bf16 or no and hparams.packed_weights out, or use DDP."
+            "FSDP shards weights of one type: leave hparams.gradient_precision at accelerator and "
+            "hparams.mixed_precision at bf16 or no, or use DDP."
         )
     # Nothing here works in place on what a block returns.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")

@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.model.attention import apply_attention
+from hvkf.model.frozen import hold_frozen
 from hvkf.model.loading import load_transformer
 from hvkf.model.lora import add_lora, load_lora_state, lora_state_dict
 from hvkf.model.lora_file import read_lora
-from hvkf.model.packed import pack_frozen
 from hvkf.model.recomputing import in_main_memory, recompute_blocks
 from hvkf.model_source import model_folder_or_hub_id
 from hvkf.seeds import seed_for
@@ -24,7 +24,7 @@ from hvkf.storage import Store
 from hvkf.training.checkpoints import Snapshot
 from hvkf.training.ema import MovingAverage
 from hvkf.training.optimizers import make_optimizer
-from hvkf.training.sharding import Sharding, reshard, shard
+from hvkf.training.sharding import Sharding, check_sharding, reshard, shard
 from hvkf.training.state import (
     Tensors,
     fill,
@@ -60,6 +60,7 @@ class Trainer:
         lora_file: Path | None,
     ) -> None:
         hparams = config.hparams
+        check_sharding(hparams, sharding)
         self._config = config
         self._accelerator = accelerator
         self._sharding = sharding
@@ -185,17 +186,17 @@ class Trainer:
 def _load(config: Config, store: Store, dtype: torch.dtype, device: torch.device) -> Any:
     """Load the transformer and add the LoRA, its first values drawn from the run's seed.
 
-    Weights that are to be packed are loaded into main memory: the GPU may not hold them in full.
+    Weights that are to be packed or to wait are loaded into main memory: the GPU may not hold them
+    in full.
     """
     model, network, hparams = config.model, config.network, config.hparams
-    packed = hparams.packed_weights
     transformer = load_transformer(
         model_folder_or_hub_id(model, store),
         revision=model.revision,
         variant=model.variant,
         dtype=dtype,
-        attention=model.attention if packed is None else "sdpa",
-        device=device if packed is None else "cpu",
+        attention="sdpa" if hparams.holds_frozen_weights else model.attention,
+        device="cpu" if hparams.holds_frozen_weights else device,
         trains=True,
     )
     torch.manual_seed(seed_for(config.experiment.random_seed, "lora"))
@@ -211,8 +212,13 @@ def _load(config: Config, store: Store, dtype: torch.dtype, device: torch.device
     if has_float32_weights(config):
         for weight in trained:
             weight.data = weight.data.float()
-    if packed is not None:
-        pack_frozen(transformer, packed, device)
+    if hparams.holds_frozen_weights:
+        hold_frozen(
+            transformer,
+            hparams.packed_weights,
+            waits=hparams.weights_in_main_memory,
+            device=device,
+        )
         apply_attention(transformer, model.attention, trains=True)
     if hparams.gradient_checkpointing:
         waiting = in_main_memory if hparams.checkpoint_in_main_memory else nullcontext

@@ -10,7 +10,8 @@ import torch
 from hvkf.buckets import Bucket
 from hvkf.config import Config
 from hvkf.estimate.parts import Shapes, num_bytes, published_shapes, shapes_of_folder
-from hvkf.estimate.stages import Encode, Render, Train, block_bytes
+from hvkf.estimate.stages import Encode, Render, StageEstimate, Train, block_bytes
+from hvkf.model.frozen import hold_frozen
 from hvkf.model.loading import load_scheduler, load_transformer, load_vae
 from hvkf.model.lora import add_lora
 from hvkf.model.recomputing import recompute_blocks
@@ -136,10 +137,12 @@ def test_sampling_s_memory_is_counted_within_a_tenth_of_what_is_measured(
     assert counted == pytest.approx(measured + inputs, rel=WITHIN)
 
 
-@pytest.mark.parametrize("every", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("every", "waits"), [(None, False), (1, False), (2, False), (None, True), (1, True)]
+)
 @pytest.mark.parametrize("size", ["512x320x17", "320x192x33"])
 def test_a_step_s_memory_is_counted_within_a_tenth_of_what_is_measured(
-    size: str, every: int | None, checkpoint: Path, shapes: Shapes
+    size: str, every: int | None, waits: bool, checkpoint: Path, shapes: Shapes
 ) -> None:
     bucket, batch_size = Bucket.parse(size), 2
     settings = {**FP32, "data": {"batch_size": batch_size}}
@@ -147,9 +150,12 @@ def test_a_step_s_memory_is_counted_within_a_tenth_of_what_is_measured(
         "mixed_precision": "no",
         "gradient_checkpointing": every is not None,
         "checkpoint_every_n_blocks": every or 1,
+        "weights_in_main_memory": waits,
     }
     transformer = load_transformer(checkpoint, dtype=torch.float32, trains=True)
     trained = add_lora(transformer, rank=4, alpha=4)
+    if waits:
+        hold_frozen(transformer, waits=True)
     transformer.train()
     if every is not None:
         recompute_blocks(transformer, every)
@@ -260,6 +266,20 @@ def test_packed_weights_count_by_their_bits() -> None:
     # 12.6 of 12.8 billion weights lie in the blocks' linear layers.
     assert frozen["int8"] == frozen["fp8"] == pytest.approx(12.8e9, rel=0.05)
     assert frozen["nf4"] == pytest.approx(7.5e9, rel=0.05)
+
+
+def test_weights_that_wait_count_while_a_layer_computes() -> None:
+    shapes, bucket = published_shapes(), Bucket.parse("256x256x17")
+
+    def of_step(**hparams: Any) -> StageEstimate:
+        return Train(Config.model_validate({"hparams": hparams}), shapes).estimate(bucket)
+
+    here, away = of_step(), of_step(weights_in_main_memory=True)
+    moved = here.resident["frozen weights"] - away.resident["frozen weights"]
+    assert moved == pytest.approx(24.9e9, rel=0.01)
+    largest = 3072 * 5 * 3072 * 2  # what goes into a single block's last layer
+    assert here.peak_bytes - away.peak_bytes == pytest.approx(moved, abs=largest)
+    assert away.flops == here.flops
 
 
 def test_what_waits_in_main_memory_does_not_count_while_rendering(tmp_path: Path) -> None:

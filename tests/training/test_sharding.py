@@ -12,9 +12,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from hvkf.errors import BadInput
+from hvkf.settings.training import HparamsConfig
 from hvkf.storage import FolderStore
 from hvkf.training import trainer
-from hvkf.training.sharding import Sharding, shard, take_sharding
+from hvkf.training.sharding import Sharding, check_sharding, shard, take_sharding
 from tests.training.latents import run_training
 from tests.training.trainings import (
     NUM_STEPS,
@@ -132,3 +133,11 @@ def test_a_deepspeed_file_says_the_stage(
         return
     with pytest.raises(BadInput, match=r"zero.json says no ZeRO stage"):
         take_sharding()
+
+
+@pytest.mark.parametrize("held", [{"packed_weights": "int8"}, {"weights_in_main_memory": True}])
+def test_weights_that_are_packed_or_wait_are_not_shared_out(held: dict[str, Any]) -> None:
+    hparams = HparamsConfig.model_validate(held)
+    check_sharding(hparams, Sharding.TRAINED)
+    with pytest.raises(BadInput, match=r"leave hparams.packed_weights and .* out, or use DDP"):
+        check_sharding(hparams, Sharding.ALL)

@@ -60,6 +60,8 @@ def test_a_lora_file_that_does_not_fit_is_refused(
         {"num_train_epochs": 2, "max_train_steps": None},
         {"packed_weights": "int8", "gradient_checkpointing": True},
         {"packed_weights": "fp8", "mixed_precision": "bf16"},
+        {"packed_weights": "int8", "weights_in_main_memory": True},
+        {"weights_in_main_memory": True, "mixed_precision": "bf16"},
     ],
     ids=lambda hparams: ",".join(hparams),
 )
@@ -82,7 +84,7 @@ def test_settings_of_the_reference_train(hparams: dict[str, Any], tmp_path: Path
     assert lora.alpha == 4
 
 
-def test_checkpointing_changes_where_a_step_is_computed_and_no_byte_of_the_result(
+def test_where_a_step_is_computed_and_weights_lie_changes_no_byte_of_the_result(
     tmp_path: Path,
 ) -> None:
     forms: list[dict[str, Any]] = [
@@ -90,6 +92,8 @@ def test_checkpointing_changes_where_a_step_is_computed_and_no_byte_of_the_resul
         {"gradient_checkpointing": True},
         {"gradient_checkpointing": True, "checkpoint_every_n_blocks": 2},
         {"gradient_checkpointing": True, "checkpoint_in_main_memory": True},
+        {"gradient_checkpointing": False, "weights_in_main_memory": True},
+        {"gradient_checkpointing": True, "weights_in_main_memory": True},
     ]
     common = {"mixed_precision": "no", "learning_rate": 1e-2, "max_train_steps": 3}
     found = []
