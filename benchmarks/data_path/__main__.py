@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks.data_path.measuring import Row, Scale
 from benchmarks.timing import machine
 
-ROWS = ("cache", "encode", "train", "start", "memory", "scale")
+ROWS = ("cache", "encode", "train", "start", "memory", "growth", "processes")
 RESULTS = Path(__file__).parents[1] / "results"
 QUICK_REPEATS, REPEATS = 1, 5
 

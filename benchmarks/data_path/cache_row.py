@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Thread
 
 from benchmarks.data_path.measuring import (
+    KEPT,
     Row,
     Scale,
     fresh_copy,
@@ -46,7 +47,7 @@ def measure(scale: Scale) -> list[Row]:
 
 def pair(folder: Path, config: Config) -> tuple[Took, Took]:
     """Run the stage in a fresh workspace, then its limit on the same clips."""
-    with fresh_copy(folder, "datasets") as store:
+    with fresh_copy(folder, *KEPT["cache"]) as store:
         plan = cache.plan(config, store)
         stage = took(lambda: cache.run(plan, store, plan.parts))
         files = [path.read_bytes() for path in sorted((folder / "copy" / "scenes").rglob("*.mds*"))]

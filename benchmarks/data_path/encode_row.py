@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.data_path.measuring import (
+    KEPT,
     Row,
     Scale,
     fresh_copy,
@@ -69,7 +70,7 @@ def pair(
 ) -> tuple[Took, Took]:
     """Run the stage in a fresh workspace, then its limit on the same clips."""
     with (
-        fresh_copy(folder, "datasets", "scenes") as store,
+        fresh_copy(folder, *KEPT["encode"]) as store,
         patch.object(encode_segments, "Encoder", Reused(encoder)),
     ):
         plan = encode.plan(config, store)
