@@ -31,10 +31,14 @@ def to_pixels_range(frames: torch.Tensor) -> torch.Tensor:
 def pixels_for(vae: AutoencoderKLHunyuanVideo, frames: torch.Tensor) -> torch.Tensor:
     """Map uint8 frames [B, F, H, W, 3] to the VAE's input [B, 3, F, H, W] on its device.
 
-    One video after the other: main memory holds no more than one in float32.
+    One video after the other: main memory holds no more than one in float32, and the device no
+    video twice.
     """
-    videos = [to_pixels_range(video).to(vae.device, vae.dtype) for video in frames]
-    return videos[0] if len(videos) == 1 else torch.cat(videos)
+    shape = (len(frames), frames.shape[-1], *frames.shape[1:-1])
+    videos = torch.empty(shape, dtype=vae.dtype, device=vae.device)
+    for place, video in zip(videos, frames, strict=True):
+        place.copy_(to_pixels_range(video)[0])
+    return videos
 
 
 def to_frames(video: torch.Tensor) -> torch.Tensor:
