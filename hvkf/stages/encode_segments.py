@@ -147,10 +147,12 @@ class Encoder:
         """Say what did not fit, and what makes it smaller."""
         batch, num_frames, height, width = frames.shape[:4]
         what = f"{batch} samples" if batch > 1 else "One sample"
-        smaller = "Lower encode.batch_size" if batch > 1 else "Set encode.vae_tile (128, say)"
+        tile = self._config.vae_tile or self._vae.tile_sample_min_height
+        smaller = [f"encode.batch_size below {batch}"] if batch > 1 else []
+        smaller.append(f"encode.vae_tile below {tile}")
         return BadInput(
             f"{what} of {width}x{height}x{num_frames} did not fit the GPU's memory while encoding. "
-            f"{smaller}, or take a larger GPU: `hvkf plan` says what fits which."
+            f"Set {' or '.join(smaller)}, or take a larger GPU: `hvkf plan` says what fits which."
         )
 
     def _empty(self, shape: tuple[int, int, int], frames: list[int]) -> bytes:
