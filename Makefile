@@ -75,7 +75,7 @@ learn: env ## the benchmark of learning, with all ablations (an hour on two core
 	$(PY) -m pytest -q -m long tests/test_learning.py
 
 .PHONY: bench
-bench: env ## the data path against its limits (docs/performance.md; half an hour, idle machine)
+bench: env ## the data path against its limits (docs/performance.md; an hour, idle machine)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(PY) benchmarks/data_path $(BENCH)
 
 .PHONY: e2e
