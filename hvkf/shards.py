@@ -7,12 +7,10 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from streaming import MDSWriter
 from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
@@ -21,10 +19,10 @@ from streaming.base.hashing import get_hash
 from hvkf.errors import CorruptData
 from hvkf.ledger import put_segment
 from hvkf.records import Failure, FileEntry, ItemEntry, SegmentRecord, digest
+from hvkf.scratch import make_scratch
 from hvkf.storage import Store, explain_full_disk, file_sha256
 
 SHARD_LIMIT_BYTES = 64 << 20
-SCRATCH_PREFIX = "hvkf-segment-"
 INDEX_NAME = "index.json"
 
 Sample = dict[str, Any]
@@ -52,8 +50,7 @@ class SegmentWriter:
     def __init__(self, segment_id: str, bucket: str, columns: dict[str, str]) -> None:
         self.segment_id = segment_id
         self.bucket = bucket
-        _sweep_scratch()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-"))
+        self._folder = make_scratch("segment")
         self._items: list[tuple[str, str]] = []
         self._failures: list[Failure] = []
         self._writer = _HashingWriter(
@@ -106,14 +103,6 @@ class SegmentWriter:
         """Drop the scratch files, whether or not they were committed."""
         self._writer.executor.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _sweep_scratch() -> None:
-    """Remove the scratch files of processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*"):
-        owner = folder.name.removeprefix(SCRATCH_PREFIX).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _file_entries(folder: Path) -> list[FileEntry]:

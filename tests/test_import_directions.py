@@ -73,6 +73,8 @@ LEVELS = [
         "hvkf.errors",
         "hvkf.progress",
         "hvkf.processes",
+        "hvkf.liveness",
+        "hvkf.scratch",
         "hvkf.code_version",
         "hvkf.ahead",
     },

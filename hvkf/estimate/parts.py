@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 from hvkf.errors import BadInput
 from hvkf.estimate.counting import META
+from hvkf.model.text import drop_unused_layers
 from hvkf.model.widening import widen_input
 
 # Llama-3-8B and CLIP-L, as in HunyuanVideo's checkpoint. diffusers' own defaults are the
@@ -75,9 +76,10 @@ class Shapes:
         return made
 
     def llama(self, dtype: torch.dtype) -> LlamaModel:
-        """Make the first text encoder without values."""
+        """Make the first text encoder, as much of it as is used, without values."""
         with META:
             made = LlamaModel(LlamaConfig(**self.settings["text_encoder"]))
+        drop_unused_layers(made)
         _to(made, dtype)
         return made
 

@@ -52,7 +52,7 @@ def count_text(llama: LlamaModel, clip: CLIPTextModel, held: Sequence[torch.nn.M
         # The angles of positions: its own code asks for an autocast that meta tensors have not.
         angles = torch.empty((1, length, llama.config.head_dim), dtype=llama.dtype, device=META)
         llama.rotary_emb.forward = lambda *_: (angles, angles)
-        llama(input_ids=ids, output_hidden_states=True)
+        llama(input_ids=ids, use_cache=False)
         del llama.rotary_emb.forward
     with torch.no_grad(), counted(held) as of_clip:
         # Which token ends the caption is a value, which meta tensors lack: only the layers run.

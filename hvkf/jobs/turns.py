@@ -7,17 +7,15 @@ higher priority first, and among equals whoever had the least time for its weigh
 import contextlib
 import fcntl
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from hvkf.errors import HvkfError
 from hvkf.jobs.spec import stage_jobs
+from hvkf.liveness import ProcessMark, is_running, this_process
 from hvkf.model_source import cache_folder
 from hvkf.records import Part, Plan, Record, digest
 
@@ -90,15 +88,15 @@ class LocalOrder:
             priority: low, normal or urgent.
         """
         self._file = file
-        process = psutil.Process()
+        process = this_process()
         self._me = Asker(
             key=uuid.uuid4().hex,
             rank=RANKS[priority],
             weight=weight,
             used_s=0.0,
             joined_s=time.time(),
-            process=process.pid,
-            process_started_s=process.create_time(),
+            process=process.number,
+            process_started_s=process.started_s,
         )
 
     def __enter__(self) -> "LocalOrder":
@@ -174,13 +172,7 @@ def _place(asker: Asker) -> tuple[float, ...]:
 
 
 def _is_alive(asker: Asker) -> bool:
-    if asker.process == os.getpid():
-        return True
-    try:
-        started_s = psutil.Process(asker.process).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    return abs(started_s - asker.process_started_s) < 1.0
+    return is_running(ProcessMark(asker.process, asker.process_started_s))
 
 
 def local_order(plan: Plan, workspace: str) -> LocalOrder | None:

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, LlamaModel
 
 from hvkf.errors import BadInput, TryAgain
 from hvkf.model.attention import apply_attention
-from hvkf.model.text import check_prefix
+from hvkf.model.text import check_prefix, drop_unused_layers
 from hvkf.model.widening import INPUT_CHANNELS, LATENT_CHANNELS, widen_input
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """The parts that turn captions into embeddings."""
+    """The parts that turn captions into embeddings; Llama without the layers that are not used."""
 
     tokenizer: Any
     text_encoder: LlamaModel
@@ -144,6 +144,7 @@ def load_text_encoders(
         CLIPTokenizer.from_pretrained, source, subfolder="tokenizer_2", revision=revision
     )
     clip = _load(CLIPTextModel.from_pretrained, source, subfolder="text_encoder_2", **weights)
+    drop_unused_layers(llama)
     _freeze(llama, device)
     _freeze(clip, device)
     return TextEncoders(tokenizer, llama, tokenizer_2, clip)

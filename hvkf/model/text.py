@@ -12,6 +12,8 @@ import torch
 from hvkf.errors import BadInput
 
 if TYPE_CHECKING:
+    from transformers import LlamaModel
+
     from hvkf.model.loading import TextEncoders
 
 PROMPT_TEMPLATE = (
@@ -27,7 +29,8 @@ PROMPT_TEMPLATE = (
 )
 # Tokens before the caption, with the beginning-of-text token; their hidden states are cut off.
 NUM_PREFIX_TOKENS = 95
-LLAMA_HIDDEN_STATE = -3
+NUM_UNUSED_LAYERS = 2
+"""Llama's last layers, whose output HunyuanVideo does not read."""
 MAX_SEQUENCE_LENGTH = 256
 CLIP_SEQUENCE_LENGTH = 77
 
@@ -106,10 +109,19 @@ def _llama_embeds(
     )
     encoder_device = encoders.text_encoder.device
     ids, mask = tokens.input_ids.to(encoder_device), tokens.attention_mask.to(encoder_device)
-    output = encoders.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    hidden = output.hidden_states[LLAMA_HIDDEN_STATE]
+    hidden = encoders.text_encoder(ids, mask, use_cache=False).last_hidden_state
     # A view would keep the template's states for as long as the caption's are kept.
     return hidden[:, NUM_PREFIX_TOKENS:].clone(), mask[:, NUM_PREFIX_TOKENS:]
+
+
+def drop_unused_layers(llama: "LlamaModel") -> None:
+    """Leave out what comes after the hidden state that HunyuanVideo reads: two layers and the norm.
+
+    The last hidden state is then hidden_states[-3] of the whole model.
+    """
+    del llama.layers[len(llama.layers) - NUM_UNUSED_LAYERS :]
+    llama.config.num_hidden_layers -= NUM_UNUSED_LAYERS
+    llama.set_submodule("norm", torch.nn.Identity())
 
 
 def _clip_embeds(encoders: "TextEncoders", captions: Sequence[str]) -> torch.Tensor:

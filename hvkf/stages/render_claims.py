@@ -15,9 +15,8 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-import psutil
-
 from hvkf.errors import AlreadyExists
+from hvkf.liveness import ProcessMark, is_running, this_process
 from hvkf.records import FORMAT_VERSION, Record
 from hvkf.storage import Store
 
@@ -38,7 +37,7 @@ class Owner(NamedTuple):
 class ClaimRecord(Record):
     """One try at a row; `tries` are the failed ones before it, `message` says how it ended.
 
-    Times are in seconds since 1970.
+    Times are in seconds since 1970, but for the start of the process: since that of the machine.
     """
 
     format_version: int = FORMAT_VERSION
@@ -68,13 +67,9 @@ class SetAside(NamedTuple):
 
 def this_worker() -> Owner:
     """Describe this process, with a name of its own for each call."""
-    process = psutil.Process()
-    return Owner(
-        f"{socket.gethostname()}:{process.pid}:{uuid.uuid4().hex[:8]}",
-        _machine(),
-        process.pid,
-        process.create_time(),
-    )
+    process = this_process()
+    name = f"{socket.gethostname()}:{process.number}:{uuid.uuid4().hex[:8]}"
+    return Owner(name, _machine(), process.number, process.started_s)
 
 
 @cache
@@ -205,11 +200,7 @@ class Claims:
             return True
         if claim.machine != self._owner.machine:
             return False
-        try:
-            started_s = psutil.Process(claim.process).create_time()
-        except psutil.NoSuchProcess:
-            return True
-        return abs(started_s - claim.process_started_s) > 1.0
+        return not is_running(ProcessMark(claim.process, claim.process_started_s))
 
 
 def last_claim(store: Store, identity: str) -> tuple[int, ClaimRecord | None]:

@@ -14,9 +14,9 @@ import safetensors.torch
 from hvkf.errors import CorruptData
 from hvkf.model.lora_file import save_lora
 from hvkf.records import CheckpointRecord, FileEntry, canonical_json
+from hvkf.scratch import scratch_folder
 from hvkf.storage import Store, explain_full_disk, file_sha256
 from hvkf.training.runs import COMMIT_NAME, read_checkpoint, run_folder, step_name
-from hvkf.training.scratch import scratch_folder
 from hvkf.training.state import Tensors
 
 STATE_NAME = "state.json"
@@ -48,7 +48,7 @@ def save_checkpoint(
     """Write a checkpoint; one of the same step that is there is replaced, its record first."""
     prefix = f"{run_folder(run_id)}/{step_name(step)}"
     store.delete(f"{prefix}/{COMMIT_NAME}")
-    with scratch_folder() as folder:
+    with scratch_folder("train") as folder:
         with explain_full_disk(folder):
             save_lora(snapshot.lora, folder, alpha=alpha, extra={"run_id": run_id, "step": step})
             for name, tensors in snapshot.tensors.items():
@@ -89,7 +89,7 @@ def load_checkpoint(store: Store, run_id: str, step: int) -> Snapshot:
 def _local_copy(store: Store, prefix: str, entry: FileEntry) -> Iterator[Path]:
     """Give a checked file of a checkpoint on this machine."""
     path = f"{prefix}/{entry.name}"
-    with scratch_folder() as folder:
+    with scratch_folder("train") as folder:
         file = store.local_path(path)
         if file is None:
             file = folder / entry.name

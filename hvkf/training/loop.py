@@ -15,6 +15,7 @@ from hvkf.errors import BadInput, Stopped, TryAgain
 from hvkf.loras import Lora, local_lora_file
 from hvkf.progress import Progress, progress
 from hvkf.records import RunRecord, TrainResult, digest
+from hvkf.scratch import scratch_folder
 from hvkf.seeds import seed_for
 from hvkf.storage import Store
 from hvkf.training.batch_plan import GlobalBatch
@@ -48,7 +49,6 @@ from hvkf.training.runs import (
     stale_steps,
     step_name,
 )
-from hvkf.training.scratch import scratch_folder
 from hvkf.training.settings import global_batch_size, num_steps
 from hvkf.training.sharding import Sharding
 from hvkf.training.steps import Figures, Gradients, compute_gradients
@@ -89,7 +89,7 @@ def train(work: Work, store: Store) -> None:
     with (
         exit_code_recorded(),
         stop_on_signal() as stop,
-        scratch_folder() as logs,
+        scratch_folder("train") as logs,
         accelerated(work.config, logs) as (accelerator, sharding),
     ):
         gang = Gang(accelerator.process_index, accelerator.num_processes)

@@ -2,10 +2,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import LlamaModel
 
 from hvkf.errors import BadInput
 from hvkf.model.loading import TextEncoders, load_text_encoders
-from hvkf.model.text import PROMPT_TEMPLATE, check_prefix, encode_prompts
+from hvkf.model.text import (
+    MAX_SEQUENCE_LENGTH,
+    NUM_PREFIX_TOKENS,
+    PROMPT_TEMPLATE,
+    check_prefix,
+    encode_prompts,
+)
 
 from .conftest import TINY_FOLDER, relative_difference
 
@@ -24,6 +31,27 @@ def test_embeddings_and_masks_equal_the_references(
     for field in ("prompt_embeds", "pooled_prompt_embeds"):
         difference = relative_difference(getattr(prompt, field), expected[f"{name}.{field}"])
         assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_the_layers_that_are_not_read_the_embeddings_have_the_whole_models_bits(
+    dtype: torch.dtype, golden_captions: list[str]
+) -> None:
+    encoders = load_text_encoders(TINY_FOLDER, dtype=dtype)
+    whole = LlamaModel.from_pretrained(TINY_FOLDER, subfolder="text_encoder", dtype=dtype).eval()
+    assert len(encoders.text_encoder.layers) == len(whole.layers) - 2
+    texts = [PROMPT_TEMPLATE.replace("{}", caption) for caption in golden_captions]
+    tokens = encoders.tokenizer(
+        texts,
+        padding="longest",
+        max_length=MAX_SEQUENCE_LENGTH + NUM_PREFIX_TOKENS,
+        truncation=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        states = whole(**tokens, output_hidden_states=True).hidden_states
+    prompt = encode_prompts(encoders, golden_captions, is_padded=False)
+    assert torch.equal(prompt.prompt_embeds, states[-3][:, NUM_PREFIX_TOKENS:])
 
 
 @pytest.mark.parametrize("index", range(3))
