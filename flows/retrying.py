@@ -7,13 +7,8 @@ Prefect's clients ask again; its pages do not: a form would end with "Oops. Some
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 UNAVAILABLE = 503
 TRY_FOR_S = 30.0
@@ -23,13 +18,13 @@ PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 class Retrying:
     """An ASGI application that asks another again while that answers 503, up to half a minute.
 
-    What answered 503 has changed nothing: its transaction was rolled back.
+    Prefect means a 503 to be asked again: its transaction was rolled back.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; what is no request goes through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -43,7 +38,7 @@ class Retrying:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         await self._app(dict(scope), _replayed(first, receive), send)
 
-    async def _answered(self, scope: Message, receive: Receive, send: Send) -> bool:
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Ask once; whether the answer was sent on, for it was not 503."""
         is_unavailable = False
 

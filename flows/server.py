@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.retrying import App, Retrying
+from flows.retrying import Retrying
 from hvkf.errors import HvkfError, TryAgain
 from hvkf.processes import PARENT_VARIABLE, follow_parent
 
@@ -122,8 +122,8 @@ def _serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app: App = create_app()
-    uvicorn.run(Retrying(app), host="127.0.0.1", port=port, log_level="error", lifespan="on")
+    app = Retrying(create_app())
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="on")
 
 
 if __name__ == "__main__":

@@ -118,9 +118,18 @@ def drop_unused_layers(llama: "LlamaModel") -> None:
     """Leave out what comes after the hidden state that HunyuanVideo reads: two layers and the norm.
 
     The last hidden state is then hidden_states[-3] of the whole model.
+
+    Raises:
+        BadInput: it has fewer layers.
     """
-    del llama.layers[len(llama.layers) - NUM_UNUSED_LAYERS :]
-    llama.config.num_hidden_layers -= NUM_UNUSED_LAYERS
+    num_used = len(llama.layers) - NUM_UNUSED_LAYERS
+    if num_used < 0:
+        raise BadInput(
+            f"The checkpoint's text_encoder has {len(llama.layers)} layers where HunyuanVideo "
+            f"needs at least {NUM_UNUSED_LAYERS}: take that of hunyuanvideo-community/HunyuanVideo."
+        )
+    del llama.layers[num_used:]
+    llama.config.num_hidden_layers = num_used
     llama.set_submodule("norm", torch.nn.Identity())
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows import retrying
-from flows.retrying import Message, Receive, Retrying, Send
+from flows.retrying import Retrying
 from flows.server import SERVER_SETTINGS, free_port, serving
 
 NUM_CLIENTS, NUM_RUNS_EACH = 4, 15
@@ -27,7 +28,7 @@ class Unsteady:
         self._status = status
         self.bodies: list[bytes] = []
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert "path_params" not in scope
         scope["path_params"] = {}  # routing writes into it
         self.bodies.append((await receive())["body"])
@@ -39,7 +40,7 @@ class Unsteady:
             raise OSError("locked")
 
 
-def ask_app(app: retrying.App) -> list[Message]:
+def ask_app(app: ASGIApp) -> list[Message]:
     """Send one request in two parts; return what is answered."""
     waiting: list[Message] = [
         {"type": "http.request", "body": PARTS[0], "more_body": True},
@@ -92,7 +93,7 @@ def test_a_server_that_stays_unavailable_says_so_in_the_end(
 def test_what_is_no_request_goes_through() -> None:
     seen: list[Any] = []
 
-    async def app(scope: Message, receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append((scope, receive, send))
 
     async def receive() -> Message:
@@ -102,7 +103,7 @@ def test_what_is_no_request_goes_through() -> None:
         raise AssertionError
 
     for kind in ("lifespan", "websocket"):
-        scope: Message = {"type": kind}
+        scope: Scope = {"type": kind}
         asyncio.run(Retrying(app)(scope, receive, send))
         assert seen.pop() == (scope, receive, send)
 

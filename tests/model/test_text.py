@@ -11,6 +11,7 @@ from hvkf.model.text import (
     NUM_PREFIX_TOKENS,
     PROMPT_TEMPLATE,
     check_prefix,
+    drop_unused_layers,
     encode_prompts,
 )
 
@@ -52,6 +53,13 @@ def test_without_the_layers_that_are_not_read_the_embeddings_have_the_whole_mode
         states = whole(**tokens, output_hidden_states=True).hidden_states
     prompt = encode_prompts(encoders, golden_captions, is_padded=False)
     assert torch.equal(prompt.prompt_embeds, states[-3][:, NUM_PREFIX_TOKENS:])
+
+
+def test_a_llama_with_too_few_layers_is_refused() -> None:
+    whole = LlamaModel.from_pretrained(TINY_FOLDER, subfolder="text_encoder")
+    del whole.layers[1:]
+    with pytest.raises(BadInput, match="text_encoder has 1 layers where HunyuanVideo needs"):
+        drop_unused_layers(whole)
 
 
 @pytest.mark.parametrize("index", range(3))
