@@ -1,4 +1,7 @@
-"""Cleaning captions of the stock openings that captioning models write."""
+"""Captions: cleaned of the stock openings that captioning models write, and batched by length."""
+
+from collections.abc import Mapping
+from itertools import islice
 
 _OPENINGS = ("In the video,", "In this video,", "In this video clip,", "In the clip,", "Caption:")
 _SUBJECTS = (
@@ -28,3 +31,18 @@ def clean_caption(caption: str) -> str:
         if caption.startswith(opening):
             caption = caption.removeprefix(opening).strip()
     return caption
+
+
+def batch_by_length(lengths: Mapping[str, int], size: int) -> dict[str, tuple[str, ...]]:
+    """Batch captions with those of like lengths, so that little padding is computed.
+
+    Args:
+        lengths: Each caption's number of tokens. The batches depend on nothing else, not on order.
+        size: The most captions in a batch, 1 or more.
+
+    Returns:
+        Each caption's batch, itself included, shorter captions first.
+    """
+    ordered = iter(sorted(lengths, key=lambda caption: (lengths[caption], caption)))
+    batches = iter(lambda: tuple(islice(ordered, size)), ())
+    return {caption: batch for batch in batches for caption in batch}

@@ -60,7 +60,7 @@ class Reused:
 
     def __call__(self, *_: object) -> encode_segments.Encoder:
         self.encoder._empty_tiles = EmptyTiles(self.encoder._vae)
-        self.encoder._prompts = encode_segments.Prompts(self.encoder._encode_prompt)
+        self.encoder._prompts = encode_segments.Prompts(self.encoder._encode_prompts)
         self.encoder._packed_empty = {}
         return self.encoder
 

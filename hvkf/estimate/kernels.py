@@ -19,7 +19,8 @@ def gpu_kernels(autocast: torch.dtype | None = None) -> Iterator[None]:
     """Let meta tensors be computed as on a GPU, within this context.
 
     Attention is fused: it keeps queries, keys, values, its result and a row's sum each, and never
-    the square of the tokens, whichever kernel (flash-attn, PyTorch's own) computes it. Functions
+    the square of the tokens, whichever kernel (flash-attn, PyTorch's own) computes it; but a mask
+    of bools is there a second time, in the type of the queries, while PyTorch's computes. Functions
     are replaced, not dispatched: what checkpoints compute again must find them, too.
 
     Args:
@@ -64,10 +65,12 @@ def _fused_attention(
     is_causal: bool = False,
     **options: Any,
 ) -> torch.Tensor:
+    bias = attn_mask.to(query.dtype) if attn_mask is not None else None
     num_groups = query.shape[1] // key.shape[1]
     if num_groups > 1:  # grouped queries
         key, value = (part.repeat_interleave(num_groups, dim=1) for part in (key, value))
     mixed: torch.Tensor = ATEN._scaled_dot_product_flash_attention(
         query, key, value, dropout_p, is_causal
     )[0]
+    del bias
     return mixed

@@ -90,6 +90,16 @@ TRAIN_OPTIONS = (
 ENCODE_OPTIONS = (
     Option("one sample at a time", {"encode.batch_size": 1}, "exact but for rounding"),
     Option("eight samples at a time", {"encode.batch_size": 8}, "exact but for rounding"),
+    Option(
+        "one caption at a time",
+        {"encode.caption_batch_size": 1},
+        "exact but for rounding",
+    ),
+    Option(
+        "32 captions at a time",
+        {"encode.caption_batch_size": 32},
+        "exact but for rounding",
+    ),
     Option("VAE tiles of 128 pixels", {"encode.vae_tile": 128}, APPROXIMATE),
 )
 AWAY = {"render.speed.offload_encoders": True}

@@ -44,11 +44,16 @@ def latent_shape(vae: AutoencoderKLHunyuanVideo, bucket: Bucket) -> tuple[int, i
     return (latent_frames(bucket.num_frames), bucket.height // ratio, bucket.width // ratio)
 
 
-def count_text(llama: LlamaModel, clip: CLIPTextModel, held: Sequence[torch.nn.Module]) -> Count:
-    """Count the encoding of one caption of the full length."""
+def count_text(
+    llama: LlamaModel,
+    clip: CLIPTextModel,
+    held: Sequence[torch.nn.Module],
+    batch_size: int = 1,
+) -> Count:
+    """Count the encoding of captions of the full length, so many together."""
     with torch.no_grad(), counted(held) as counter:
         length = MAX_SEQUENCE_LENGTH + NUM_PREFIX_TOKENS
-        ids = torch.empty((1, length), dtype=torch.long, device=META)
+        ids = torch.empty((batch_size, length), dtype=torch.long, device=META)
         # The angles of positions: its own code asks for an autocast that meta tensors have not.
         angles = torch.empty((1, length, llama.config.head_dim), dtype=llama.dtype, device=META)
         llama.rotary_emb.forward = lambda *_: (angles, angles)
@@ -57,7 +62,7 @@ def count_text(llama: LlamaModel, clip: CLIPTextModel, held: Sequence[torch.nn.M
     with torch.no_grad(), counted(held) as of_clip:
         # Which token ends the caption is a value, which meta tensors lack: only the layers run.
         states = clip.text_model.embeddings(
-            torch.empty((1, CLIP_SEQUENCE_LENGTH), dtype=torch.long, device=META)
+            torch.empty((batch_size, CLIP_SEQUENCE_LENGTH), dtype=torch.long, device=META)
         )
         clip.text_model.encoder(inputs_embeds=states)
     return counter.count + of_clip.count

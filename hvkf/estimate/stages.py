@@ -102,6 +102,7 @@ class Encode:
 
     def __init__(self, config: Config, shapes: Shapes) -> None:
         self._batch_size = config.encode.batch_size
+        self._num_captions = config.encode.caption_batch_size
         self._encoders = Encoders(shapes, config.encode.precision)
         if config.encode.vae_tile is not None:
             set_tile(self._encoders.vae, config.encode.vae_tile)
@@ -109,16 +110,20 @@ class Encode:
     @cached_property
     def _text(self) -> Count:
         encoders = self._encoders
-        return count_text(encoders.llama, encoders.clip, encoders.modules)
+        return count_text(encoders.llama, encoders.clip, encoders.modules, self._num_captions)
 
     def estimate(self, bucket: Bucket) -> StageEstimate:
         """Count one clip: its video, its condition, its caption.
 
-        Memory is that of `encode.batch_size` clips, whose captions are encoded one by one.
+        Memory is that of `encode.batch_size` clips and of `encode.caption_batch_size` captions.
         """
         encoders, together = self._encoders, self._batch_size
         passes = {**self._of_vae(bucket, together), "caption": self._text}
-        repeats = {"video": 1 / together, "condition": 1 / together, "caption": 1}
+        repeats = {
+            "video": 1 / together,
+            "condition": 1 / together,
+            "caption": 1 / self._num_captions,
+        }
         return _estimate("encode", bucket, encoders.resident, passes, repeats)
 
     def _of_vae(self, bucket: Bucket, together: int) -> dict[str, Count]:
@@ -129,7 +134,7 @@ class Encode:
         }
 
     def largest_batch(self, bucket: Bucket, usable_bytes: int) -> int:
-        """Find the largest `encode.batch_size` that fits; 0 where one clip or caption does not."""
+        """Find the largest `encode.batch_size` that fits; 0 where a clip or the captions do not."""
         if self._text.peak_bytes > usable_bytes:
             return 0
 

@@ -130,7 +130,8 @@ def _notes(plan: Plan) -> Iterator[str]:
     if lacking:
         yield (
             f"Encoding does not fit, not even one sample of {', '.join(lacking)}: take a larger "
-            "GPU for it, or smaller tiles where these are the peak."
+            "GPU for it, or smaller tiles (encode.vae_tile) or fewer captions together "
+            "(encode.caption_batch_size) where these are the peak."
         )
     yield (
         "TFLOP and seconds (s) are of one clip encoded, one sample trained on, one video rendered; "

@@ -61,15 +61,18 @@ def _common_columns(stored: str) -> dict[str, str]:
     }
 
 
-def pack_prompt(prompt: PromptEmbeds, stored: str) -> dict[str, Array]:
-    """Store the embeddings of one caption [1, L, D] up to its last token that counts."""
-    mask = prompt.prompt_attention_mask[0].to("cpu", torch.uint8)
-    length = int(mask.nonzero().max()) + 1
-    return {
-        "prompt_embeds": to_stored(prompt.prompt_embeds[0, :length], stored),
-        "prompt_attention_mask": mask[:length].numpy(),
-        "pooled_prompt_embeds": to_stored(prompt.pooled_prompt_embeds[0], stored),
-    }
+def pack_prompts(prompts: PromptEmbeds, stored: str) -> list[dict[str, Array]]:
+    """Store the embeddings of captions [B, L, D], each up to its last token that counts."""
+    masks = prompts.prompt_attention_mask.to("cpu", torch.uint8)
+    lengths = [int(mask.nonzero().max()) + 1 for mask in masks]
+    return [
+        {
+            "prompt_embeds": to_stored(prompts.prompt_embeds[row, :length], stored),
+            "prompt_attention_mask": masks[row, :length].numpy(),
+            "pooled_prompt_embeds": to_stored(prompts.pooled_prompt_embeds[row], stored),
+        }
+        for row, length in enumerate(lengths)
+    ]
 
 
 def pack_condition(

@@ -114,6 +114,16 @@ def _llama_embeds(
     return hidden[:, NUM_PREFIX_TOKENS:].clone(), mask[:, NUM_PREFIX_TOKENS:]
 
 
+def count_tokens(encoders: "TextEncoders", captions: Sequence[str]) -> list[int]:
+    """Count the Llama tokens that `encode_prompts` takes of each caption, template included."""
+    if not captions:
+        return []
+    texts = [PROMPT_TEMPLATE.replace("{}", caption) for caption in captions]
+    limit = MAX_SEQUENCE_LENGTH + NUM_PREFIX_TOKENS
+    found = encoders.tokenizer(texts, max_length=limit, truncation=True)
+    return [len(ids) for ids in found.input_ids]
+
+
 def drop_unused_layers(llama: "LlamaModel") -> None:
     """Leave out what comes after the hidden state that HunyuanVideo reads: two layers and the norm.
 

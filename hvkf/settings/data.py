@@ -89,6 +89,12 @@ class EncodeConfig(Section):
         description="Samples of a segment that go through the VAE together; in another batch the "
         "last bits of latents are others.",
     )
+    caption_batch_size: int = Field(
+        1,
+        ge=1,
+        description="Captions of a segment that go through the text encoders together, those of "
+        "like lengths; in another batch the last bits of embeddings are others.",
+    )
     vae_tile: int | None = Field(
         None,
         ge=64,

@@ -27,6 +27,8 @@ def latents_root(config: Config, store: Store, version: int = STAGE_VERSION) -> 
     # Later settings count only where they are used: latents made before keep their place.
     if (encode.batch_size, encode.vae_tile) != (1, None):
         made_with += [encode.batch_size, encode.vae_tile]
+    if encode.caption_batch_size != 1:
+        made_with += ["captions", encode.caption_batch_size]
     return f"latents/{digest(made_with)}"
 
 

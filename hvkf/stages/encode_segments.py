@@ -4,26 +4,27 @@ Scenes are read and latents are stored by threads, while the device encodes.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
 from hvkf import ledger
 from hvkf.ahead import ahead
-from hvkf.captions import clean_caption
+from hvkf.captions import batch_by_length, clean_caption
 from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.lossless_video import unpack_frames
 from hvkf.model.conditioning import EmptyTiles, empty_latent_frames, encode_condition, keyframes_of
 from hvkf.model.device import best_device
-from hvkf.model.latent_columns import pack_condition, pack_empty, pack_prompt, packed_columns
+from hvkf.model.latent_columns import pack_condition, pack_empty, pack_prompts, packed_columns
 from hvkf.model.loading import load_text_encoders, load_vae
 from hvkf.model.precision import TORCH_DTYPES, to_stored
 from hvkf.model.random import generator_for
-from hvkf.model.text import encode_prompts
+from hvkf.model.text import count_tokens, encode_prompts
 from hvkf.model.vae import encode_video, pixels_for, set_tile
 from hvkf.model_source import cache_folder, model_folder_or_hub_id
 from hvkf.progress import Progress, progress
@@ -35,32 +36,55 @@ from hvkf.storage import Store
 
 KEYFRAMES = (0, -1)
 KEPT_PROMPT_BYTES = 1 << 30
+CaptionBatch = tuple[str, ...]
+ALONE: Mapping[str, CaptionBatch] = MappingProxyType({})
+
+
+class Scene(NamedTuple):
+    """A sample to encode.
+
+    Attributes:
+        item: What the ledger says of it.
+        sample: Its columns, with its frames unpacked.
+        captions: Those of all samples of its segment, where captions are encoded in batches.
+    """
+
+    item: ItemEntry
+    sample: Sample
+    captions: Sequence[str]
 
 
 class Prompts:
     """Captions' columns, each made once; a clip's caption comes again in each bucket and window.
 
-    Those used last are kept, up to a number of bytes: a thousand of real captions in bfloat16.
+    What is kept is a batch of captions: a caption that comes in another batch has other bits there,
+    and must not get those of the batch that happened to come first. The batches used last are kept,
+    up to a number of bytes: a thousand of real captions in bfloat16.
     """
 
-    def __init__(self, encode: Callable[[str], Sample], limit_bytes: int = KEPT_PROMPT_BYTES):
+    def __init__(
+        self,
+        encode: Callable[[CaptionBatch], list[Sample]],
+        limit_bytes: int = KEPT_PROMPT_BYTES,
+    ) -> None:
         self._encode = encode
         self._limit_bytes = limit_bytes
         self._num_bytes = 0
-        self._kept: OrderedDict[str, Sample] = OrderedDict()
+        self._kept: OrderedDict[CaptionBatch, list[Sample]] = OrderedDict()
 
-    def __call__(self, caption: str) -> Sample:
-        if caption not in self._kept:
-            self._kept[caption] = self._encode(caption)
-            self._num_bytes += _num_bytes(self._kept[caption])
-        self._kept.move_to_end(caption)
+    def __call__(self, caption: str, batch: CaptionBatch) -> Sample:
+        """Give a caption's columns as they are made in a batch."""
+        if batch not in self._kept:
+            self._kept[batch] = self._encode(batch)
+            self._num_bytes += _num_bytes(self._kept[batch])
+        self._kept.move_to_end(batch)
         while self._num_bytes > self._limit_bytes and len(self._kept) > 1:
             self._num_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
-        return self._kept[caption]
+        return self._kept[batch][batch.index(caption)]
 
 
-def _num_bytes(columns: Sample) -> int:
-    return sum(int(array.nbytes) for array in columns.values())
+def _num_bytes(samples: list[Sample]) -> int:
+    return sum(int(array.nbytes) for columns in samples for array in columns.values())
 
 
 class Encoder:
@@ -81,7 +105,7 @@ class Encoder:
             set_tile(self._vae, config.encode.vae_tile)
         self._text = load_text_encoders(source, **options)
         self._empty_tiles = EmptyTiles(self._vae)
-        self._prompts = Prompts(self._encode_prompt)
+        self._prompts = Prompts(self._encode_prompts)
         self._packed_empty: dict[tuple[int, int, int], bytes] = {}
 
     @property
@@ -89,8 +113,21 @@ class Encoder:
         """How many samples of a shape go through the VAE together."""
         return self._config.batch_size
 
-    def encode(self, scenes: Sequence[Sample]) -> list[Sample]:
+    def caption_batches(self, captions: Iterable[str]) -> Mapping[str, CaptionBatch]:
+        """Say which of a segment's captions are encoded together: those of like lengths."""
+        cleaned = sorted({clean_caption(caption) for caption in captions})
+        lengths = dict(zip(cleaned, count_tokens(self._text, cleaned), strict=True))
+        return batch_by_length(lengths, self._config.caption_batch_size)
+
+    def encode(
+        self, scenes: Sequence[Sample], batches: Mapping[str, CaptionBatch] = ALONE
+    ) -> list[Sample]:
         """Make the latent samples of scene samples of one shape whose frames are unpacked.
+
+        Args:
+            scenes: The samples, which go through the VAE together.
+            batches: Which captions are encoded together, from `caption_batches`; any other one is
+                encoded alone.
 
         Raises:
             BadInput: the device's memory does not hold them.
@@ -100,9 +137,10 @@ class Encoder:
         try:
             latents = self._latents(frames, keys)
             conditions = self._conditions(frames, keys)
-            prompts = [self._prompts(clean_caption(scene["caption"])) for scene in scenes]
         except torch.OutOfMemoryError as fault:
             raise self._too_large(frames) from fault
+        captions = [clean_caption(scene["caption"]) for scene in scenes]
+        prompts = [self._prompts(one, batches.get(one, (one,))) for one in captions]
         return [
             {
                 "item_key": scene["item_key"],
@@ -163,10 +201,25 @@ class Encoder:
             self._packed_empty[shape] = pack_empty(self._empty_tiles.of_video(*shape), frames)
         return self._packed_empty[shape]
 
-    def _encode_prompt(self, caption: str) -> Sample:
-        """Encode a caption by itself: in another batch its last bits would change."""
-        prompt = encode_prompts(self._text, [caption], "cpu", is_padded=False)
-        return pack_prompt(prompt, self.stored)
+    def _encode_prompts(self, captions: CaptionBatch) -> list[Sample]:
+        """Encode captions together, without more padding than the longest needs."""
+        try:
+            prompts = encode_prompts(self._text, captions, "cpu", is_padded=False)
+        except torch.OutOfMemoryError as fault:
+            raise _too_many(captions) from fault
+        return pack_prompts(prompts, self.stored)
+
+
+def _too_many(captions: CaptionBatch) -> BadInput:
+    """Say which captions did not fit, and what makes them fit."""
+    what, fix = "One caption", "Take"
+    if len(captions) > 1:
+        what = f"{len(captions)} captions"
+        fix = f"Set encode.caption_batch_size below {len(captions)}, or take"
+    return BadInput(
+        f"{what} did not fit the GPU's memory while encoding. {fix} a larger GPU: `hvkf plan` says "
+        "what fits which."
+    )
 
 
 def encode_segments(
@@ -182,7 +235,9 @@ def encode_segments(
         return
     with (
         progress("encode", sum(len(record.items) for record in missing)) as shown,
-        closing(ahead(_read_scenes(store, missing))) as scenes,
+        closing(
+            ahead(_read_scenes(store, missing, config.encode.caption_batch_size > 1))
+        ) as scenes,
         Committer(store, latents_root) as committer,
     ):
         encoder = Encoder(config, store)
@@ -191,19 +246,22 @@ def encode_segments(
 
 
 def _read_scenes(
-    store: Store, records: Sequence[SegmentRecord]
-) -> Iterator[tuple[ItemEntry, Sample]]:
+    store: Store, records: Sequence[SegmentRecord], has_captions: bool
+) -> Iterator[Scene]:
     for record in records:
         segment = Segment(store, record, cache_folder() / "shards")
+        captions: list[str] = []
+        if has_captions:  # reads the segment once more, from this machine's disk
+            captions = [segment[position]["caption"] for position in range(len(segment))]
         for position, item in enumerate(record.items):
-            scene = segment[position]
-            yield item, {**scene, "video": unpack_frames(scene["video"])}
+            sample = segment[position]
+            yield Scene(item, {**sample, "video": unpack_frames(sample["video"])}, captions)
 
 
 def _encode_segment(
     encoder: Encoder,
     record: SegmentRecord,
-    scenes: Iterator[tuple[ItemEntry, Sample]],
+    scenes: Iterator[Scene],
     committer: Committer,
     shown: Progress,
 ) -> None:
@@ -213,13 +271,18 @@ def _encode_segment(
         packed_columns(encoder.stored),
     )
     try:
-        # Which samples make a batch follows from the segment alone, not from who encodes it.
-        for number in range(0, len(record.items), encoder.batch_size):
-            batch = list(islice(scenes, min(encoder.batch_size, len(record.items) - number)))
-            samples = encoder.encode([scene for _, scene in batch])
-            for (item, scene), sample in zip(batch, samples, strict=True):
-                writer.add(item.key, item.source_sha256, sample)
-                shown.advance(note=f"{record.bucket} {scene['source']}")
+        # Which samples and captions make a batch follows from the segment alone, not from who
+        # encodes it, nor from what was encoded before.
+        of_segment = islice(scenes, len(record.items))
+        first = list(islice(of_segment, 1))
+        captions = [caption for scene in first for caption in scene.captions]
+        caption_batches = encoder.caption_batches(captions)
+        rest = chain(first, of_segment)
+        while batch := list(islice(rest, encoder.batch_size)):
+            samples = encoder.encode([scene.sample for scene in batch], caption_batches)
+            for scene, sample in zip(batch, samples, strict=True):
+                writer.add(scene.item.key, scene.item.source_sha256, sample)
+                shown.advance(note=f"{record.bucket} {scene.sample['source']}")
     except BaseException:
         writer.close()
         raise

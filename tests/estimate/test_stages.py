@@ -12,10 +12,11 @@ from hvkf.config import Config
 from hvkf.estimate.parts import Shapes, num_bytes, published_shapes, shapes_of_folder
 from hvkf.estimate.stages import Encode, Render, StageEstimate, Train, block_bytes
 from hvkf.model.frozen import hold_frozen
-from hvkf.model.loading import load_scheduler, load_transformer, load_vae
+from hvkf.model.loading import load_scheduler, load_text_encoders, load_transformer, load_vae
 from hvkf.model.lora import add_lora
 from hvkf.model.recomputing import recompute_blocks
 from hvkf.model.sampler import sample_latents
+from hvkf.model.text import encode_prompts
 from hvkf.model.tiny import build_tiny_checkpoint
 from hvkf.model.vae import decode_latents, encode_video, set_tile
 from hvkf.training.dataset import LatentBatch
@@ -99,6 +100,24 @@ def test_the_memory_of_clips_encoded_together_is_counted_within_a_tenth_of_what_
     estimate = Encode(Config.model_validate({"encode": encode}), shapes).estimate(bucket)
     counted = estimate.passes["video"] - sum(estimate.resident.values())
     assert counted - videos.numel() * 2 == pytest.approx(measured, rel=WITHIN)
+
+
+def test_the_memory_of_captions_is_counted_within_a_tenth_of_what_is_measured(
+    checkpoint: Path, shapes: Shapes
+) -> None:
+    """Of different lengths, so that there is a mask; enough to outweigh the kernels' buffers."""
+    together = 8
+    encoders = load_text_encoders(checkpoint, dtype=torch.bfloat16)
+    captions = ["and on " * (300 - number) for number in range(together - 1)] + ["Short."]
+
+    measured = measure(lambda: encode_prompts(encoders, captions, is_padded=False))
+
+    encode = {"precision": "bf16", "caption_batch_size": together}
+    estimate = Encode(Config.model_validate({"encode": encode}), shapes).estimate(
+        Bucket.parse("320x192x33")
+    )
+    counted = estimate.passes["caption"] - sum(estimate.resident.values())
+    assert counted == pytest.approx(measured, rel=WITHIN)
 
 
 @pytest.mark.parametrize("usable_bytes", [120 * 10**6, 10**9])

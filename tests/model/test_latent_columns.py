@@ -14,7 +14,7 @@ from hvkf.model.conditioning import (
 from hvkf.model.latent_columns import (
     pack_condition,
     pack_empty,
-    pack_prompt,
+    pack_prompts,
     read_condition,
     whole_columns,
 )
@@ -61,10 +61,12 @@ def test_a_condition_without_empty_frames_and_a_whole_one_are_read_as_they_are()
     assert torch.equal(read_condition({"latents_cond": condition.numpy()}), condition)
 
 
-@pytest.mark.parametrize("length", [1, 5, 8])
-def test_text_is_stored_up_to_its_last_token(length: int) -> None:
-    mask = (torch.arange(8) < length).long()[None]
-    prompt = PromptEmbeds(torch.randn(1, 8, 3), mask, torch.randn(1, 2))
-    packed = pack_prompt(prompt, "fp32")
-    assert np.array_equal(packed["prompt_embeds"], prompt.prompt_embeds[0, :length].numpy())
-    assert packed["prompt_attention_mask"].tolist() == [1] * length
+@pytest.mark.parametrize("lengths", [[1], [5], [8], [5, 1, 8]])
+def test_text_is_stored_up_to_its_last_token(lengths: list[int]) -> None:
+    masks = (torch.arange(8)[None] < torch.tensor(lengths)[:, None]).long()
+    prompts = PromptEmbeds(torch.randn(len(lengths), 8, 3), masks, torch.randn(len(lengths), 2))
+    for row, packed in enumerate(pack_prompts(prompts, "fp32")):
+        embeds = prompts.prompt_embeds[row, : lengths[row]]
+        assert np.array_equal(packed["prompt_embeds"], embeds.numpy())
+        assert packed["prompt_attention_mask"].tolist() == [1] * lengths[row]
+        assert np.array_equal(packed["pooled_prompt_embeds"], prompts.pooled_prompt_embeds[row])

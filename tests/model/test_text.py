@@ -11,6 +11,7 @@ from hvkf.model.text import (
     NUM_PREFIX_TOKENS,
     PROMPT_TEMPLATE,
     check_prefix,
+    count_tokens,
     drop_unused_layers,
     encode_prompts,
 )
@@ -92,6 +93,16 @@ def test_a_batch_encodes_each_caption_as_alone(encoders: TextEncoders) -> None:
             )
             < TOLERANCE
         )
+
+
+def test_tokens_are_counted_as_they_are_encoded(encoders: TextEncoders) -> None:
+    captions = ["", "A circle.", "Braces {} and {0} stay as they are.", "and on " * 300]
+    counts = count_tokens(encoders, captions)
+    for caption, count in zip(captions, counts, strict=True):
+        alone = encode_prompts(encoders, [caption], is_padded=False)
+        assert count == NUM_PREFIX_TOKENS + alone.prompt_embeds.shape[1]
+    assert counts[-1] == NUM_PREFIX_TOKENS + MAX_SEQUENCE_LENGTH
+    assert count_tokens(encoders, []) == []
 
 
 def test_the_embeddings_can_be_cast_while_the_mask_stays(encoders: TextEncoders) -> None:

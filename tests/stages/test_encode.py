@@ -1,6 +1,8 @@
 """Encoded samples: as small as promised, the same from any order, still read when older."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from hvkf import ledger
 from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.model.latent_columns import read_condition
+from hvkf.model.loading import TextEncoders
 from hvkf.model.precision import from_stored
+from hvkf.model.text import encode_prompts
 from hvkf.model_source import TEXT_PARTS, model_identity
 from hvkf.records import DatasetCommit, digest
 from hvkf.stages import cache, encode_segments, ingest
@@ -18,7 +22,7 @@ from hvkf.stages import encode as encode_stage
 from hvkf.stages.encode import latents_root, newest_latents
 from hvkf.stages.encode_segments import Encoder, Prompts
 from hvkf.storage import FolderStore
-from tests.workspaces import small_config, write_dataset
+from tests.workspaces import small_config, write_clip, write_dataset, write_table
 
 REFERENCE_BYTES_64X64X33 = 109_000
 EXACT: dict[str, object] = {"precision": "fp32", "stored": "fp32"}
@@ -89,27 +93,99 @@ def test_samples_of_a_batch_equal_those_encoded_alone_but_for_rounding(tmp_path:
         assert torch.allclose(read_condition(of_batch), read_condition(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_batches_follow_from_a_segment_not_from_who_encodes_it(tmp_path: Path) -> None:
-    table = write_dataset(tmp_path / "data", 5)
-    small = {"bucket_reso": ["32x32x5", "48x32x9"], "segment_mb": 1}
-    batches = {**EXACT, "batch_size": 2}
+CAPTIONS = ("A square.", "A bright square moves.", "A square moves down and to the right.", "")
+
+
+def encoded_captions(encoder: Encoder, captions: Sequence[str]) -> list[dict[str, object]]:
+    scenes = [scene(str(number), 5, 32, caption) for number, caption in enumerate(captions)]
+    batches = encoder.caption_batches(captions)
+    return [sample for one in scenes for sample in encoder.encode([one], batches)]
+
+
+def test_captions_of_a_batch_equal_those_encoded_alone_but_for_rounding(tmp_path: Path) -> None:
     found = []
-    for workers in (1, 2):
-        folder = tmp_path / f"of {workers}"
-        config = small_config(folder, table, cache=small, encode=batches)
+    for size in (1, 3):
+        config = small_config(
+            tmp_path, tmp_path / "metadata.csv", encode={**EXACT, "caption_batch_size": size}
+        )
+        found.append(encoded_captions(Encoder(config, FolderStore(tmp_path)), CAPTIONS))
+    for alone, of_batch in zip(*found, strict=True):
+        for name in ("prompt_embeds", "pooled_prompt_embeds"):
+            assert np.allclose(of_batch[name], alone[name], rtol=1e-4, atol=1e-5)
+        for name in ("prompt_attention_mask", "latents"):
+            assert np.array_equal(of_batch[name], alone[name])
+
+
+def test_captions_go_through_the_encoders_with_those_of_like_lengths_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(
+        tmp_path, tmp_path / "metadata.csv", encode={**EXACT, "caption_batch_size": 2}
+    )
+    encoder = Encoder(config, FolderStore(tmp_path))
+    seen: list[tuple[str, ...]] = []
+
+    def see(encoders: TextEncoders, captions: Sequence[str], *rest: Any, **options: Any) -> Any:
+        seen.append(tuple(captions))
+        return encode_prompts(encoders, captions, *rest, **options)
+
+    monkeypatch.setattr(encode_segments, "encode_prompts", see)
+    for order in (CAPTIONS, CAPTIONS[::-1], [f"The video shows {text}" for text in CAPTIONS]):
+        encoded_captions(encoder, [*order, order[0]])
+    assert sorted(seen) == [("", "A square."), (CAPTIONS[1], CAPTIONS[2])]
+
+
+BATCHES = ({"batch_size": 2}, {"caption_batch_size": 2}, {"batch_size": 2, "caption_batch_size": 3})
+
+
+@pytest.mark.parametrize("batches", BATCHES)
+def test_batches_follow_from_a_segment_not_from_who_encodes_it(
+    batches: dict[str, object], tmp_path: Path
+) -> None:
+    """Short clips enter one bucket only, so that a caption's batch differs between buckets."""
+    rows = []
+    for number in range(6):
+        file = f"videos/{number}.mp4"
+        write_clip(tmp_path / "data" / file, number, num_frames=7 if number % 2 else 20)
+        rows.append((f"A square moves{' and moves' * (number // 2)}, take {number}.", file))
+    table = write_table(tmp_path / "data", rows)
+    small = {"bucket_reso": ["32x32x5", "48x32x9"], "segment_mb": 1}
+    found = []
+    for name, workers, step in (("one", 1, 1), ("two", 2, 1), ("backwards", 1, -1)):
+        config = small_config(tmp_path / name, table, cache=small, encode={**EXACT, **batches})
         store = FolderStore(Path(config.workspace))
         for stage in (ingest, cache, encode_stage):
             plan = stage.plan(config, store)
             for worker in range(workers):
-                stage.run(plan, store, plan.parts[worker::workers])
+                stage.run(plan, store, plan.parts[worker::workers][::step])
             stage.commit(plan, store)
         root = latents_root(config, store)
         found.append({path: store.read(path) for path in store.list(root) if path.endswith(".mds")})
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert len(found[0]) > 1
 
 
-@pytest.mark.parametrize("changed", [{"batch_size": 2}, {"vae_tile": 128}])
+def test_a_group_whose_clips_could_not_be_read_leaves_an_empty_segment(tmp_path: Path) -> None:
+    table = write_dataset(tmp_path / "data", 2)
+    encode = {**EXACT, "caption_batch_size": 2, "max_failed_fraction": 1}
+    small = {"bucket_reso": ["32x32x5"], "max_failed_fraction": 1}
+    config = small_config(tmp_path, table, cache=small, encode=encode)
+    store = FolderStore(Path(config.workspace))
+    for stage in (ingest, cache, encode_stage):
+        plan = stage.plan(config, store)
+        if stage is cache:
+            for video in (tmp_path / "data/videos").iterdir():
+                video.write_bytes(b"broken since")
+        stage.run(plan, store, plan.parts)
+        stage.commit(plan, store)
+    commit = ledger.latest_dataset(store, latents_root(config, store), "default")
+    assert commit is not None
+    assert commit.num_items == 0
+
+
+@pytest.mark.parametrize(
+    "changed", [{"batch_size": 2}, {"vae_tile": 128}, {"caption_batch_size": 2}]
+)
 def test_settings_that_change_bits_name_another_folder_and_their_defaults_none(
     changed: dict[str, object], tmp_path: Path
 ) -> None:
@@ -167,17 +243,40 @@ def test_what_does_not_fit_the_gpu_is_said_with_the_fix(
         encoder[1].encode([scene(str(number), 5, 64) for number in range(num_samples)])
 
 
-def test_a_caption_is_encoded_once_and_old_ones_make_room() -> None:
-    asked: list[str] = []
+@pytest.mark.parametrize(
+    ("num_captions", "said"),
+    [
+        (2, r"^2 captions did not fit.* Set encode.caption_batch_size below 2, or take a larger"),
+        (1, r"^One caption did not fit the GPU's memory while encoding. Take a larger GPU: `hvkf"),
+    ],
+)
+def test_captions_that_do_not_fit_the_gpu_are_said_with_the_fix(
+    num_captions: int,
+    said: str,
+    encoder: tuple[Config, Encoder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    def encode(caption: str) -> dict[str, object]:
-        asked.append(caption)
-        return {"embeds": np.zeros(100, np.uint8)}
+    monkeypatch.setattr(encode_segments, "encode_prompts", fill)
+    batch = tuple(f"Not encoded yet, {number}." for number in range(num_captions))
+    with pytest.raises(BadInput, match=said):
+        encoder[1].encode([scene("key", 5, 64, batch[0])], dict.fromkeys(batch, batch))
+
+
+def test_a_batch_of_captions_is_encoded_once_and_old_ones_make_room() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def encode(batch: tuple[str, ...]) -> list[dict[str, object]]:
+        asked.append(batch)
+        return [{"embeds": np.full(50, ord(caption), np.uint8)} for caption in batch]
 
     prompts = Prompts(encode, limit_bytes=250)
-    for caption in ("a", "b", "a", "b", "c", "b", "a"):
-        prompts(caption)
-    assert asked == ["a", "b", "c", "a"]
+    ab, cd, e, bc = ("a", "b"), ("c", "d"), ("e",), ("b", "c")
+    for caption, batch in (("a", ab), ("c", cd), ("b", ab), ("e", e), ("b", bc), ("d", cd)):
+        assert prompts(caption, batch)["embeds"][0] == ord(caption)
+    assert asked == [ab, cd, e, bc, cd]
 
 
 @pytest.mark.parametrize("version", [1, 2])

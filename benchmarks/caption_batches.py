@@ -1,0 +1,150 @@
+"""What encoding captions together gains and changes: `python -m benchmarks.caption_batches`.
+
+Captions of one to eight sentences, in batches of like lengths and in batches as they come: the time
+for each caption against that of one alone, the tokens that are computed for one that counts, and
+how far embeddings move. Of hvkf-tiny's encoders, where the calls themselves take the time, and of
+one layer of Llama-3-8B's width with random weights, where the arithmetic does. One CPU thread where
+OMP_NUM_THREADS=1.
+"""
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaModel
+
+from benchmarks.timing import machine, took
+from hvkf.captions import batch_by_length
+from hvkf.demo import CHECKPOINT
+from hvkf.estimate.parts import LLAMA
+from hvkf.model.loading import TextEncoders, load_text_encoders
+from hvkf.model.text import count_tokens, encode_prompts
+from hvkf.shapes import render_clip
+
+Batches = Sequence[tuple[str, ...]]
+BATCH_SIZES = (1, 2, 4, 8, 16)
+LONGEST = 8
+SEED = 0
+
+
+def main() -> None:
+    """Measure both encoders, print and keep the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--captions", type=int, default=32, help="how many")
+    parser.add_argument("--repeats", type=int, default=5, help="the median of so many is taken")
+    parser.add_argument("--results", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    tiny = load_text_encoders(CHECKPOINT, dtype=torch.float32)
+    captions = write_captions(options.captions)
+    figures = [
+        figure
+        for name, encoders in (
+            ("hvkf-tiny", tiny),
+            ("a layer of Llama-3-8B", with_wide_llama(tiny)),
+        )
+        for figure in measure(name, encoders, captions, options.repeats)
+    ]
+    show(figures)
+    if options.results is not None:
+        kept = {"machine": machine(), "figures": figures}
+        options.results.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def write_captions(number: int) -> list[str]:
+    """Join sentences about shapes into captions of different lengths, each once."""
+    draw = random.Random(SEED)
+    sentences = [render_clip(SEED, index, 1)[1] for index in range(number)]
+    return [
+        " ".join([sentence, *draw.choices(sentences, k=draw.randrange(LONGEST))])
+        for sentence in dict.fromkeys(sentences)
+    ]
+
+
+def with_wide_llama(encoders: TextEncoders) -> TextEncoders:
+    """Put one layer of Llama-3-8B's width in the place of Llama; the rest stays."""
+    torch.manual_seed(SEED)
+    vocabulary = encoders.text_encoder.config.vocab_size
+    config = LlamaConfig(**{**LLAMA, "num_hidden_layers": 1, "vocab_size": vocabulary})
+    return replace(encoders, text_encoder=LlamaModel(config).eval())
+
+
+def measure(
+    name: str, encoders: TextEncoders, captions: Sequence[str], repeats: int
+) -> list[dict[str, Any]]:
+    """Encode the same captions in batches of each size and order, turn by turn."""
+    lengths = dict(zip(captions, count_tokens(encoders, captions), strict=True))
+    cases: dict[tuple[int, str], Batches] = {}
+    for size in BATCH_SIZES:
+        cases[size, "by length"] = list(dict.fromkeys(batch_by_length(lengths, size).values()))
+        begins = range(0, len(captions), size)
+        cases[size, "as they come"] = [tuple(captions[at : at + size]) for at in begins]
+    alone = encode(encoders, cases[1, "by length"])
+    seconds: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
+    for _ in range(repeats):
+        for case, batches in cases.items():
+            seconds[case].append(took(lambda of=batches: encode(encoders, of)).cpu_s)  # type: ignore[misc]
+    return [
+        {
+            "encoders": name,
+            "batch": size,
+            "order": order,
+            "time": median_ratio(seconds[size, order], seconds[1, "by length"]),
+            "tokens": round(computed(batches, lengths) / sum(lengths.values()), 3),
+            "difference": difference(encode(encoders, batches), alone),
+        }
+        for (size, order), batches in cases.items()
+    ]
+
+
+def encode(encoders: TextEncoders, batches: Batches) -> dict[str, torch.Tensor]:
+    """Encode batch after batch; each caption's Llama states, without padding."""
+    states: dict[str, torch.Tensor] = {}
+    for batch in batches:
+        prompts = encode_prompts(encoders, batch, is_padded=False)
+        counting = prompts.prompt_attention_mask.bool()
+        for row, caption in enumerate(batch):
+            states[caption] = prompts.prompt_embeds[row, counting[row]]
+    return states
+
+
+def computed(batches: Batches, lengths: dict[str, int]) -> int:
+    """Count the tokens that go through Llama, padding included."""
+    return sum(len(batch) * max(lengths[caption] for caption in batch) for batch in batches)
+
+
+def median_ratio(seconds: Sequence[float], of: Sequence[float]) -> float:
+    """Compare turn by turn."""
+    return round(statistics.median(a / b for a, b in zip(seconds, of, strict=True)), 3)
+
+
+def difference(found: dict[str, torch.Tensor], alone: dict[str, torch.Tensor]) -> float:
+    """Compare all embeddings, relative to their norm."""
+    moved = torch.cat([found[caption] - alone[caption] for caption in alone])
+    return float(moved.norm() / torch.cat(list(alone.values())).norm())
+
+
+def show(figures: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    table = Table("encoders", "batch", "batched", "time per caption", "tokens computed", "moves by")
+    for figure in figures:
+        table.add_row(
+            figure["encoders"],
+            str(figure["batch"]),
+            figure["order"],
+            f"{figure['time']:.2f} x",
+            f"{figure['tokens']:.2f} x",
+            f"{figure['difference']:.1e}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
