@@ -31,6 +31,7 @@ from hvkf.model.text import encode_prompts
 from hvkf.model.vae import temporal_tiles, to_pixels_range
 from hvkf.shapes import render_clip
 from hvkf.stages import encode, encode_segments
+from hvkf.stages.encode_captions import Prompts
 
 NUM_FRAMES, SIDE = 97, 64
 GOAL, FLOPS_GOAL, BYTES_GOAL = 1.10, 1.6, 0.36
@@ -60,7 +61,7 @@ class Reused:
 
     def __call__(self, *_: object) -> encode_segments.Encoder:
         self.encoder._empty_tiles = EmptyTiles(self.encoder._vae)
-        self.encoder._prompts = encode_segments.Prompts(self.encoder._encode_prompts)
+        self.encoder._prompts = Prompts(self.encoder._encode_prompts)
         self.encoder._packed_empty = {}
         return self.encoder
 

@@ -3,11 +3,9 @@
 Scenes are read and latents are stored by threads, while the device encodes.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain, islice
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,12 +30,10 @@ from hvkf.records import ItemEntry, SegmentRecord
 from hvkf.shards import Sample, Segment, SegmentWriter
 from hvkf.stages.committing import Committer
 from hvkf.stages.encode import latent_segment_id
+from hvkf.stages.encode_captions import ALONE, CaptionBatch, Prompts, too_many
 from hvkf.storage import Store
 
 KEYFRAMES = (0, -1)
-KEPT_PROMPT_BYTES = 1 << 30
-CaptionBatch = tuple[str, ...]
-ALONE: Mapping[str, CaptionBatch] = MappingProxyType({})
 
 
 class Scene(NamedTuple):
@@ -52,39 +48,6 @@ class Scene(NamedTuple):
     item: ItemEntry
     sample: Sample
     captions: Sequence[str]
-
-
-class Prompts:
-    """Captions' columns, each made once; a clip's caption comes again in each bucket and window.
-
-    What is kept is a batch of captions: a caption that comes in another batch has other bits there,
-    and must not get those of the batch that happened to come first. The batches used last are kept,
-    up to a number of bytes: a thousand of real captions in bfloat16.
-    """
-
-    def __init__(
-        self,
-        encode: Callable[[CaptionBatch], list[Sample]],
-        limit_bytes: int = KEPT_PROMPT_BYTES,
-    ) -> None:
-        self._encode = encode
-        self._limit_bytes = limit_bytes
-        self._num_bytes = 0
-        self._kept: OrderedDict[CaptionBatch, list[Sample]] = OrderedDict()
-
-    def __call__(self, caption: str, batch: CaptionBatch) -> Sample:
-        """Give a caption's columns as they are made in a batch."""
-        if batch not in self._kept:
-            self._kept[batch] = self._encode(batch)
-            self._num_bytes += _num_bytes(self._kept[batch])
-        self._kept.move_to_end(batch)
-        while self._num_bytes > self._limit_bytes and len(self._kept) > 1:
-            self._num_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
-        return self._kept[batch][batch.index(caption)]
-
-
-def _num_bytes(samples: list[Sample]) -> int:
-    return sum(int(array.nbytes) for columns in samples for array in columns.values())
 
 
 class Encoder:
@@ -206,20 +169,8 @@ class Encoder:
         try:
             prompts = encode_prompts(self._text, captions, "cpu", is_padded=False)
         except torch.OutOfMemoryError as fault:
-            raise _too_many(captions) from fault
+            raise too_many(captions) from fault
         return pack_prompts(prompts, self.stored)
-
-
-def _too_many(captions: CaptionBatch) -> BadInput:
-    """Say which captions did not fit, and what makes them fit."""
-    what, fix = "One caption", "Take"
-    if len(captions) > 1:
-        what = f"{len(captions)} captions"
-        fix = f"Set encode.caption_batch_size below {len(captions)}, or take"
-    return BadInput(
-        f"{what} did not fit the GPU's memory while encoding. {fix} a larger GPU: `hvkf plan` says "
-        "what fits which."
-    )
 
 
 def encode_segments(

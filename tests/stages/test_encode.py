@@ -20,7 +20,7 @@ from hvkf.records import DatasetCommit, digest
 from hvkf.stages import cache, encode_segments, ingest
 from hvkf.stages import encode as encode_stage
 from hvkf.stages.encode import latents_root, newest_latents
-from hvkf.stages.encode_segments import Encoder, Prompts
+from hvkf.stages.encode_segments import Encoder
 from hvkf.storage import FolderStore
 from tests.workspaces import small_config, write_clip, write_dataset, write_table
 
@@ -263,20 +263,6 @@ def test_captions_that_do_not_fit_the_gpu_are_said_with_the_fix(
     batch = tuple(f"Not encoded yet, {number}." for number in range(num_captions))
     with pytest.raises(BadInput, match=said):
         encoder[1].encode([scene("key", 5, 64, batch[0])], dict.fromkeys(batch, batch))
-
-
-def test_a_batch_of_captions_is_encoded_once_and_old_ones_make_room() -> None:
-    asked: list[tuple[str, ...]] = []
-
-    def encode(batch: tuple[str, ...]) -> list[dict[str, object]]:
-        asked.append(batch)
-        return [{"embeds": np.full(50, ord(caption), np.uint8)} for caption in batch]
-
-    prompts = Prompts(encode, limit_bytes=250)
-    ab, cd, e, bc = ("a", "b"), ("c", "d"), ("e",), ("b", "c")
-    for caption, batch in (("a", ab), ("c", cd), ("b", ab), ("e", e), ("b", bc), ("d", cd)):
-        assert prompts(caption, batch)["embeds"][0] == ord(caption)
-    assert asked == [ab, cd, e, bc, cd]
 
 
 @pytest.mark.parametrize("version", [1, 2])
