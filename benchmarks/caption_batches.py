@@ -2,15 +2,12 @@
 
 Captions of one to eight sentences, in batches of like lengths and in batches as they come: the time
 for each caption against that of one alone, the tokens that are computed for one that counts, and
-how far embeddings move. Of hvkf-tiny's encoders, where calls take the time, and of one layer of
-Llama-3-8B's width, with random weights, where the arithmetic does. One CPU thread where
-OMP_NUM_THREADS=1.
+how far embeddings move. Of hvkf-tiny's encoders, and of one layer of Llama-3-8B's width with random
+weights, where the arithmetic takes the time. One CPU thread where OMP_NUM_THREADS=1.
 """
 
 import argparse
-import json
 import random
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaModel
 
-from benchmarks.timing import machine, took
+from benchmarks.timing import keep, median_ratio, took
 from hvkf.captions import batch_by_length
 from hvkf.demo import CHECKPOINT
 from hvkf.estimate.parts import LLAMA
@@ -54,9 +51,7 @@ def main() -> None:
         for figure in measure(name, encoders, write_captions(number), options.repeats)
     ]
     show(figures)
-    if options.results is not None:
-        kept = {"machine": machine(), "figures": figures}
-        options.results.write_text(json.dumps(kept, indent=1) + "\n")
+    keep(figures, options.results)
 
 
 def write_captions(number: int) -> list[str]:
@@ -123,11 +118,6 @@ def encode(encoders: TextEncoders, batches: Batches) -> dict[str, torch.Tensor]:
 def computed(batches: Batches, lengths: dict[str, int]) -> int:
     """Count the tokens that go through Llama, padding included."""
     return sum(len(batch) * max(lengths[caption] for caption in batch) for batch in batches)
-
-
-def median_ratio(seconds: Sequence[float], of: Sequence[float]) -> float:
-    """Compare turn by turn."""
-    return round(statistics.median(a / b for a, b in zip(seconds, of, strict=True)), 3)
 
 
 def difference(found: dict[str, torch.Tensor], alone: dict[str, torch.Tensor]) -> float:

@@ -6,8 +6,6 @@ not fill it.
 """
 
 import argparse
-import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import Autoencod
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import machine, took
+from benchmarks.timing import keep, median_ratio, took
 from hvkf.demo import CHECKPOINT
 from hvkf.model.conditioning import EmptyTiles, encode_condition, keyframes_of
 from hvkf.model.loading import load_vae
@@ -42,9 +40,7 @@ def main() -> None:
         for figure in measure(load_vae(CHECKPOINT, dtype=dtype), length, options.repeats)
     ]
     show(figures)
-    if options.results is not None:
-        kept = {"machine": machine(), "figures": figures}
-        options.results.write_text(json.dumps(kept, indent=1) + "\n")
+    keep(figures, options.results)
 
 
 def measure(vae: AutoencoderKLHunyuanVideo, length: int, repeats: int) -> list[dict[str, Any]]:
@@ -67,12 +63,7 @@ def measure(vae: AutoencoderKLHunyuanVideo, length: int, repeats: int) -> list[d
             "dtype": str(vae.dtype).removeprefix("torch."),
             "sample": f"{frames.shape[3]}x{frames.shape[2]}x{length}",
             "batch": size,
-            "time": round(
-                statistics.median(
-                    many / one for many, one in zip(seconds[size], seconds[1], strict=True)
-                ),
-                3,
-            ),
+            "time": median_ratio(seconds[size], seconds[1]),
             "difference": float((found[size] - alone).norm() / alone.norm()),
         }
         for size in BATCHES

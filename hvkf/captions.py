@@ -1,7 +1,6 @@
 """Captions: cleaned of the stock openings that captioning models write, and batched by length."""
 
 from collections.abc import Mapping
-from itertools import islice
 
 _OPENINGS = ("In the video,", "In this video,", "In this video clip,", "In the clip,", "Caption:")
 _SUBJECTS = (
@@ -43,6 +42,6 @@ def batch_by_length(lengths: Mapping[str, int], size: int) -> dict[str, tuple[st
     Returns:
         Each caption's batch, itself included, shorter captions first.
     """
-    ordered = iter(sorted(lengths, key=lambda caption: (lengths[caption], caption)))
-    batches = iter(lambda: tuple(islice(ordered, size)), ())
+    ordered = sorted(lengths, key=lambda caption: (lengths[caption], caption))
+    batches = [tuple(ordered[begin : begin + size]) for begin in range(0, len(ordered), size)]
     return {caption: batch for batch in batches for caption in batch}

@@ -98,9 +98,8 @@ def encode_prompts(
 def _llama_embeds(
     encoders: "TextEncoders", captions: Sequence[str], max_sequence_length: int, is_padded: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    texts = [PROMPT_TEMPLATE.replace("{}", caption) for caption in captions]
     tokens = encoders.tokenizer(
-        texts,
+        _in_template(captions),
         max_length=max_sequence_length + NUM_PREFIX_TOKENS,
         padding="max_length" if is_padded else "longest",
         truncation=True,
@@ -114,13 +113,17 @@ def _llama_embeds(
     return hidden[:, NUM_PREFIX_TOKENS:].clone(), mask[:, NUM_PREFIX_TOKENS:]
 
 
+def _in_template(captions: Sequence[str]) -> list[str]:
+    """Put captions in their place; `format` would trip over their braces."""
+    return [PROMPT_TEMPLATE.replace("{}", caption) for caption in captions]
+
+
 def count_tokens(encoders: "TextEncoders", captions: Sequence[str]) -> list[int]:
     """Count the Llama tokens that `encode_prompts` takes of each caption, template included."""
     if not captions:
         return []
-    texts = [PROMPT_TEMPLATE.replace("{}", caption) for caption in captions]
     limit = MAX_SEQUENCE_LENGTH + NUM_PREFIX_TOKENS
-    found = encoders.tokenizer(texts, max_length=limit, truncation=True)
+    found = encoders.tokenizer(_in_template(captions), max_length=limit, truncation=True)
     return [len(ids) for ids in found.input_ids]
 
 

@@ -5,7 +5,7 @@ Scenes are read and latents are stored by threads, while the device encodes.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -225,11 +225,10 @@ def _encode_segment(
         # Which samples and captions make a batch follows from the segment alone, not from who
         # encodes it, nor from what was encoded before.
         of_segment = islice(scenes, len(record.items))
-        first = list(islice(of_segment, 1))
-        captions = [caption for scene in first for caption in scene.captions]
-        caption_batches = encoder.caption_batches(captions)
-        rest = chain(first, of_segment)
-        while batch := list(islice(rest, encoder.batch_size)):
+        caption_batches = ALONE
+        while batch := list(islice(of_segment, encoder.batch_size)):
+            if not caption_batches:
+                caption_batches = encoder.caption_batches(batch[0].captions)
             samples = encoder.encode([scene.sample for scene in batch], caption_batches)
             for scene, sample in zip(batch, samples, strict=True):
                 writer.add(scene.item.key, scene.item.source_sha256, sample)

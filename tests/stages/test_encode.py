@@ -22,7 +22,7 @@ from hvkf.stages import encode as encode_stage
 from hvkf.stages.encode import latents_root, newest_latents
 from hvkf.stages.encode_segments import Encoder
 from hvkf.storage import FolderStore
-from tests.workspaces import small_config, write_clip, write_dataset, write_table
+from tests.workspaces import small_config, write_clip, write_table
 
 REFERENCE_BYTES_64X64X33 = 109_000
 EXACT: dict[str, object] = {"precision": "fp32", "stored": "fp32"}
@@ -163,24 +163,6 @@ def test_batches_follow_from_a_segment_not_from_who_encodes_it(
         found.append({path: store.read(path) for path in store.list(root) if path.endswith(".mds")})
     assert found[0] == found[1] == found[2]
     assert len(found[0]) > 1
-
-
-def test_a_group_whose_clips_could_not_be_read_leaves_an_empty_segment(tmp_path: Path) -> None:
-    table = write_dataset(tmp_path / "data", 2)
-    encode = {**EXACT, "caption_batch_size": 2, "max_failed_fraction": 1}
-    small = {"bucket_reso": ["32x32x5"], "max_failed_fraction": 1}
-    config = small_config(tmp_path, table, cache=small, encode=encode)
-    store = FolderStore(Path(config.workspace))
-    for stage in (ingest, cache, encode_stage):
-        plan = stage.plan(config, store)
-        if stage is cache:
-            for video in (tmp_path / "data/videos").iterdir():
-                video.write_bytes(b"broken since")
-        stage.run(plan, store, plan.parts)
-        stage.commit(plan, store)
-    commit = ledger.latest_dataset(store, latents_root(config, store), "default")
-    assert commit is not None
-    assert commit.num_items == 0
 
 
 @pytest.mark.parametrize(
