@@ -70,6 +70,10 @@ test: env ## the fast tests
 test-all: env ## the fast tests and the long drills
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(TEST_WORKERS) -m "not long and not gpu and not browser"
 
+.PHONY: fuzz
+fuzz: env ## hostile input for every parser, drawn anew each time (FUZZ=20 times as long as in make test)
+	OMP_NUM_THREADS=1 HVKF_FUZZ=$(or $(FUZZ),20) HVKF_FUZZ_RANDOM=1 $(PY) -m pytest -q -n $(TEST_WORKERS) tests/fuzz
+
 .PHONY: learn
 learn: env ## the benchmark of learning, with all ablations (an hour on two cores)
 	$(PY) -m pytest -q -m long tests/test_learning.py
