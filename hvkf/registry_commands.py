@@ -20,7 +20,8 @@ from hvkf.registry import (
     read_registered,
     rollback,
 )
-from hvkf.stages.promotion import RUN_NAME, candidate_of, flat, person, put_into_use
+from hvkf.stages.model_card import flat
+from hvkf.stages.promotion import RUN_NAME, candidate_of, person, put_into_use
 from hvkf.storage import Store, open_store
 from hvkf.training.lineage import read_lineage, seen_held_out
 

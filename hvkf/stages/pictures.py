@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from hvkf import ledger
 from hvkf.errors import BadInput
 from hvkf.records import DatasetCommit, TrainResult
-from hvkf.stages.evaluate_records import Metrics
+from hvkf.stages.evaluate_records import Metrics, PairMetrics
 from hvkf.stages.pages import data_uri
 from hvkf.stages.previews import HEIGHT, preview_path, side_by_side, to_jpeg
 from hvkf.storage import Store
@@ -122,9 +122,13 @@ def smoothed(losses: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float
 
 def keyframes(store: Store, metrics_path: str) -> bytes:
     """Show, for the first pairs: given first image, made first and last frame, given last."""
-    metrics = Metrics.from_json(store.read(metrics_path))
+    return draw_keyframes(store, Metrics.from_json(store.read(metrics_path)).pairs)
+
+
+def draw_keyframes(store: Store, pairs: Sequence[PairMetrics]) -> bytes:
+    """Draw the first of some pairs, one row a pair; return a JPEG."""
     rows, titles = [], []
-    for pair in metrics.pairs[:MAX_PAIRS]:
+    for pair in pairs[:MAX_PAIRS]:
         given = [
             Image.open(io.BytesIO(store.read(pair.files[end]))).convert("RGB")
             for end in ("first", "last")
