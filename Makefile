@@ -9,6 +9,8 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hvkf
 LOCK_DIGEST := $(shell sha256sum requirements.lock | cut -c1-16)
 PACKAGES := $(CACHE)/packages/py311-$(LOCK_DIGEST)
 VENV := .venv
+# Commands of packages that the docs use: copied so that they run by this environment's Python.
+COMMANDS := accelerate prefect tensorboard torchrun
 TEST_WORKERS ?= 2
 PY := $(VENV)/bin/python
 
@@ -35,6 +37,10 @@ $(VENV)/.complete: $(PACKAGES)/.complete pyproject.toml
 	@echo "import site; site.addsitedir('$$(cd $(PACKAGES) && pwd)/lib/python3.11/site-packages')" \
 	  > $(VENV)/lib/python3.11/site-packages/hvkf_packages.pth
 	@$(PY) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@for name in $(COMMANDS); do \
+	  sed "1s|.*|#!$$(pwd)/$(PY)|" $(PACKAGES)/bin/$$name > $(VENV)/bin/$$name; \
+	  chmod +x $(VENV)/bin/$$name; \
+	done
 	@touch $@
 
 .PHONY: env

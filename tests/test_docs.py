@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,9 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z][a-z0-9-]*)", page.read_text()):
         assert f"\n{target}:" in makefile, f"{page.name} names `make {target}`"
+
+
+@pytest.mark.parametrize("program", ["accelerate", "prefect", "tensorboard", "torchrun"])
+def test_programs_that_the_pages_call_come_with_the_environment(program: str) -> None:
+    file = Path(sys.executable).parent / program
+    assert file.read_text().splitlines()[0] == f"#!{sys.executable}", "make env copies it"
