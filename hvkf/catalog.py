@@ -7,6 +7,7 @@ from hvkf.errors import BadInput
 from hvkf.ledger import latest_commit
 from hvkf.records import CatalogCommit, Clip, Record
 from hvkf.storage import Store
+from hvkf.stored import explain_absence, open_parquet
 
 
 def commits_folder(dataset: str) -> str:
@@ -31,7 +32,7 @@ def newest_catalog(store: Store, dataset: str) -> CatalogCommit:
 
 def to_parquet(rows: Sequence[Record]) -> bytes:
     """Encode records of one kind as a Parquet table; equal records give equal bytes."""
-    # Here and below: Arrow takes half a second to load, which no command's --help should wait for.
+    # Here: Arrow takes half a second to load, which no command's --help should wait for.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -42,10 +43,10 @@ def to_parquet(rows: Sequence[Record]) -> bytes:
 
 
 def read_clips(store: Store, path: str) -> list[Clip]:
-    """Read a catalog's clips, in order."""
-    import pyarrow.parquet as pq
+    """Read a catalog's clips, in order.
 
-    # Arrow's thread pool, once started, may abort a process that ends soon afterwards.
-    content = pq.ParquetFile(io.BytesIO(store.read(path)), pre_buffer=False)
-    table = content.read(use_threads=False)
-    return [Clip.model_validate(row) for row in table.to_pylist()]
+    Raises:
+        CorruptData: the catalog is gone although a commit names it, or does not read.
+    """
+    with explain_absence(store, path), open_parquet(store, path) as file:
+        return [Clip.model_validate(row) for row in file.read(use_threads=False).to_pylist()]

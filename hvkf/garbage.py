@@ -5,6 +5,7 @@ import time
 from hvkf.records import DatasetCommit, SegmentRecord
 from hvkf.registry import unused_loras
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
 SHARD_ROOTS = ("scenes", "latents")
 
@@ -36,13 +37,13 @@ def _unused_shards(store: Store, paths: list[str]) -> list[str]:
     for path in paths:
         _, root, folder, *_ = path.split("/")
         if folder == "commits":
-            commit = DatasetCommit.from_json(store.read(path))
+            commit = read_record(store, path, DatasetCommit)
             used_segments |= {(root, segment) for segment in commit.segments}
     shards, unused, prefixes = [], [], set()
     for path in paths:
         _, root, folder, *_ = path.split("/")
         if folder == "ledger":
-            record = SegmentRecord.from_json(store.read(path))
+            record = read_record(store, path, SegmentRecord)
             if (root, record.segment_id) in used_segments:
                 prefixes.add(record.prefix)
             else:

@@ -5,10 +5,12 @@ left behind has no record here, and is never read.
 """
 
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from hvkf.config import Config
 from hvkf.errors import AlreadyExists, BadInput, CorruptData
 from hvkf.records import (
     Commit,
@@ -21,11 +23,13 @@ from hvkf.records import (
     plan_path,
 )
 from hvkf.storage import Store, object_sha256
+from hvkf.stored import explain_damage, read_named, read_record
 
 CommitT = TypeVar("CommitT", bound=Commit)
 
 MAX_SHOWN_FAILURES = 5
 ATTEMPT_VARIABLE = "HVKF_ATTEMPT"
+NUMBERED = re.compile(r"/\d{6,}\.json")
 
 
 def attempt_name() -> str:
@@ -49,14 +53,14 @@ def put_segment(store: Store, root: str, record: SegmentRecord) -> SegmentRecord
     try:
         store.put_new(path, record.to_json())
     except AlreadyExists:
-        return SegmentRecord.from_json(store.read(path))
+        return read_record(store, path, SegmentRecord)
     return record
 
 
 def read_segment(store: Store, root: str, segment_id: str) -> SegmentRecord:
     """Read a segment's record; CorruptData when a commit names one that is gone."""
     try:
-        return SegmentRecord.from_json(store.read(segment_path(root, segment_id)))
+        return read_record(store, segment_path(root, segment_id), SegmentRecord)
     except FileNotFoundError:
         raise CorruptData(
             f"{store.url}/{segment_path(root, segment_id)} is gone although a commit names it: "
@@ -65,9 +69,15 @@ def read_segment(store: Store, root: str, segment_id: str) -> SegmentRecord:
 
 
 def latest_commit(store: Store, folder: str, kind: type[CommitT]) -> CommitT | None:
-    """Read the newest of a folder's numbered commits."""
-    paths = list(store.list(folder))
-    return kind.from_json(store.read(paths[-1])) if paths else None
+    """Read the newest of a folder's numbered commits; foreign files are no commits."""
+    paths = numbered(store, folder)
+    return read_record(store, paths[-1], kind) if paths else None
+
+
+def numbered(store: Store, folder: str) -> list[str]:
+    """List a folder's numbered records, in their order; foreign files are left out."""
+    found = [path for path in store.list(folder) if NUMBERED.fullmatch(path.removeprefix(folder))]
+    return sorted(found, key=lambda path: int(path.rpartition("/")[2].removesuffix(".json")))
 
 
 def put_commit(store: Store, folder: str, commit: CommitT) -> str:
@@ -105,7 +115,7 @@ def dataset_before(store: Store, root: str, dataset: str, number: int) -> tuple[
     if number == 1:
         return ()
     path = commit_path(dataset_folder(root, dataset), number - 1)
-    return DatasetCommit.from_json(store.read(path)).segments
+    return read_named(store, path, DatasetCommit).segments
 
 
 def put_plan(store: Store, plan: Plan) -> None:
@@ -114,13 +124,22 @@ def put_plan(store: Store, plan: Plan) -> None:
 
 
 def read_plan(store: Store, stage: str, plan_digest: str) -> Plan:
-    """Read a plan that `put_plan` wrote."""
+    """Read a plan that `put_plan` wrote.
+
+    Raises:
+        BadInput: there is none.
+        CorruptData: it does not read, or its settings are none.
+    """
+    path = plan_path(stage, plan_digest)
     try:
-        return Plan.from_json(store.read(plan_path(stage, plan_digest)))
+        found = read_record(store, path, Plan)
     except FileNotFoundError:
         raise BadInput(
             f"There is no {stage} plan {plan_digest} in {store.url}: run `hvkf {stage} plan` first."
         ) from None
+    with explain_damage(store, path):
+        Config.model_validate(found.config)
+    return found
 
 
 def pending_parts(store: Store, plan: Plan) -> list[Part]:

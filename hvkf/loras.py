@@ -8,6 +8,7 @@ from hvkf.model_source import WORKSPACE_SCHEME, cache_folder
 from hvkf.records import CheckpointRecord, Record, TrainResult
 from hvkf.registry import LORA_FILE_NAME, check_lora, pick_version, read_registered
 from hvkf.storage import Store, file_sha256, object_sha256
+from hvkf.stored import read_record
 
 NONE = "none"
 RUN_SCHEME = "run:"
@@ -89,7 +90,7 @@ def run_lora(store: Store, run_id: str, checkpoint: str | None = None) -> Lora:
     name = checkpoint or _final_checkpoint(store, run_id)
     folder = f"runs/{run_id}/{name}"
     try:
-        record = CheckpointRecord.from_json(store.read(f"{folder}/commit.json"))
+        record = read_record(store, f"{folder}/commit.json", CheckpointRecord)
     except FileNotFoundError:
         there = ", ".join(_checkpoints(store, run_id)) or "none"
         raise BadInput(
@@ -136,7 +137,7 @@ def local_lora_file(lora: Lora, store: Store) -> Path | None:
 
 def _final_checkpoint(store: Store, run_id: str) -> str:
     try:
-        result = TrainResult.from_json(store.read(f"runs/{run_id}/result.json"))
+        result = read_record(store, f"runs/{run_id}/result.json", TrainResult)
     except FileNotFoundError:
         if checkpoints := _checkpoints(store, run_id):
             raise BadInput(

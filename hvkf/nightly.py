@@ -16,10 +16,12 @@ from typing import NamedTuple, Protocol
 from hvkf.catalog import newest_catalog
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists, BadInput, HvkfError, Stopped
+from hvkf.ledger import numbered
 from hvkf.loras import NONE
 from hvkf.records import FORMAT_VERSION, Record, Summary, digest
 from hvkf.settings.jobs import StageJobs
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
 FOLDER = "nightly"
 STAGES = ("cache", "encode", "train", "evaluate")
@@ -98,7 +100,7 @@ def night_path(name: str, number: int) -> str:
 
 def nights(store: Store, name: str) -> list[NightRecord]:
     """Read the records of all nights, oldest first."""
-    return [NightRecord.from_json(store.read(path)) for path in store.list(f"{FOLDER}/{name}")]
+    return [read_record(store, path, NightRecord) for path in numbered(store, f"{FOLDER}/{name}")]
 
 
 def fingerprint(config: Config, catalog: str) -> str:
@@ -153,7 +155,7 @@ class Night:
         try:
             self._store.put_new(night_path(name, record.number), record.to_json())
         except AlreadyExists:
-            winner = NightRecord.from_json(self._store.read(night_path(name, record.number)))
+            winner = read_record(self._store, night_path(name, record.number), NightRecord)
             if winner != record:  # the answer to this very put may have been lost
                 raise _refused(winner) from None
         return record

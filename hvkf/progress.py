@@ -101,5 +101,8 @@ def parse_line(line: str) -> dict[str, object] | None:
     """Read a line that `progress` printed; None where it is any other output."""
     if not line.startswith(LINE_PREFIX):
         return None
-    event = json.loads(line[len(LINE_PREFIX) :])
+    try:
+        event = json.loads(line[len(LINE_PREFIX) :])
+    except ValueError:  # its writer was killed amid the line
+        return None
     return event if isinstance(event, dict) else None

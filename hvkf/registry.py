@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -16,6 +17,7 @@ from hvkf.code_version import code_version
 from hvkf.errors import AlreadyExists, BadInput, CorruptData, TryAgain
 from hvkf.records import FORMAT_VERSION, FileEntry, Record
 from hvkf.storage import Store, object_sha256
+from hvkf.stored import read_record
 
 FOLDER = "registry"
 LORAS = f"{FOLDER}/loras"
@@ -78,7 +80,7 @@ class Registered(Record):
 
     format_version: int = FORMAT_VERSION
     name: str
-    history: tuple[Version, ...]
+    history: Annotated[tuple[Version, ...], Field(min_length=1)]
 
     @property
     def in_use(self) -> Version:
@@ -113,13 +115,14 @@ def lora_path(sha256: str) -> str:
 def names(store: Store) -> list[str]:
     """List the names that something was promoted under."""
     paths = (path.removeprefix(f"{FOLDER}/") for path in store.list(FOLDER))
-    return [path.removesuffix(".json") for path in paths if "/" not in path]
+    named = [path.removesuffix(".json") for path in paths if path.endswith(".json")]
+    return [name for name in named if NAME.fullmatch(name)]
 
 
 def find_registered(store: Store, name: str) -> Registered | None:
     """Read a name's history; None when nothing was promoted under it."""
     try:
-        return Registered.from_json(store.read(registry_path(name)))
+        return read_record(store, registry_path(name), Registered)
     except FileNotFoundError:
         return None
 

@@ -23,6 +23,7 @@ from hvkf.registry import (
 from hvkf.stages.model_card import flat
 from hvkf.stages.promotion import RUN_NAME, candidate_of, person, put_into_use
 from hvkf.storage import Store, open_store
+from hvkf.stored import read_record
 from hvkf.training.lineage import read_lineage, seen_held_out
 
 registry_app = typer.Typer(
@@ -176,7 +177,7 @@ def _facts(version: Version) -> dict[str, object]:
 def _settings(store: Store, version: Version) -> dict[str, object]:
     """Read the settings that a version's LoRA was trained with, where a run made it."""
     try:
-        run = RunRecord.from_json(store.read(f"{lora_folder(version.lora_sha256)}/{RUN_NAME}"))
+        run = read_record(store, f"{lora_folder(version.lora_sha256)}/{RUN_NAME}", RunRecord)
     except FileNotFoundError:
         return {}
     return {f"training.{key}": value for key, value in flat(run.settings).items()}

@@ -263,13 +263,13 @@ def open_store(url: str) -> Store:
 
 def _check_format(store: Store) -> None:
     try:
-        found = store.read(FORMAT_FILE).decode().strip()
+        found = store.read(FORMAT_FILE).decode(errors="replace").strip()
     except FileNotFoundError:
         with contextlib.suppress(AlreadyExists):
             store.put_new(FORMAT_FILE, f"{WORKSPACE_FORMAT}\n".encode())
         return
     if found != str(WORKSPACE_FORMAT):
         raise CorruptData(
-            f"The workspace {store.url} has format {found!r} and this hvkf reads "
+            f"The workspace {store.url} has format {found[:20]!r} and this hvkf reads "
             f"{WORKSPACE_FORMAT}: use the version of hvkf that wrote it, or another workspace."
         )

@@ -8,20 +8,21 @@ from hvkf.records import CheckpointRecord, FileEntry, SegmentRecord
 from hvkf.registry import kept_files
 from hvkf.stages.render_records import LEDGER, RenderRecord, render_folder
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
 
 def _recorded(store: Store) -> Iterable[tuple[str, tuple[FileEntry, ...]]]:
     for kind in ("scenes", "latents"):
         for path in store.list(kind):
             if path.split("/")[2:3] == ["ledger"]:
-                segment = SegmentRecord.from_json(store.read(path))
+                segment = read_record(store, path, SegmentRecord)
                 yield segment.prefix, segment.files
     for path in store.list("runs"):
         if path.endswith("/commit.json"):
-            checkpoint = CheckpointRecord.from_json(store.read(path))
+            checkpoint = read_record(store, path, CheckpointRecord)
             yield path.removesuffix("/commit.json"), checkpoint.files
     for path in store.list(LEDGER):
-        rendered = RenderRecord.from_json(store.read(path))
+        rendered = read_record(store, path, RenderRecord)
         yield render_folder(rendered.identity), rendered.files
     for folder, file in kept_files(store):
         yield folder, (file,)

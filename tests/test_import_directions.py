@@ -42,6 +42,7 @@ LEVELS = [
         "hvkf.model",
         "hvkf.shards",
         "hvkf.ledger",
+        "hvkf.stored",
         "hvkf.registry",
         "hvkf.catalog",
         "hvkf.model_source",
@@ -67,6 +68,7 @@ LEVELS = [
     },
     {
         "hvkf.records",
+        "hvkf.stored_kinds",
         "hvkf.config",
         "hvkf.settings",
         "hvkf.config_file",

@@ -94,7 +94,7 @@ def test_a_part_is_pending_until_all_its_outputs_are_there(store: FolderStore) -
 
 
 def test_a_plan_is_read_back(store: FolderStore) -> None:
-    plan = Plan(stage="cache", digest="d", config={"a": 1}, inputs={}, parts=())
+    plan = Plan(stage="cache", digest="d", config={"workspace": "w"}, inputs={}, parts=())
     ledger.put_plan(store, plan)
     assert ledger.read_plan(store, "cache", "d") == plan
     with pytest.raises(BadInput, match="hvkf encode plan"):

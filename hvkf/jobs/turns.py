@@ -7,17 +7,21 @@ higher priority first, and among equals whoever had the least time for its weigh
 import contextlib
 import fcntl
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hvkf.errors import HvkfError
+from hvkf.errors import CorruptData, HvkfError
 from hvkf.jobs.spec import stage_jobs
 from hvkf.liveness import ProcessMark, is_running, this_process
 from hvkf.model_source import cache_folder
 from hvkf.records import Part, Plan, Record, digest
+from hvkf.stored import decode_record
+
+logger = logging.getLogger(__name__)
 
 IN_TURNS = ("render",)
 RANKS = {"low": 0, "normal": 1, "urgent": 2}
@@ -76,6 +80,13 @@ class Asker(Record):
     process_started_s: float
 
 
+class _Stored(Record):
+    """The file of an order."""
+
+    running: str | None = None
+    askers: tuple[Asker, ...] = ()
+
+
 class LocalOrder:
     """One render's place among those of its workspace on this machine."""
 
@@ -132,6 +143,7 @@ class LocalOrder:
         with self._changed() as state:
             if state["running"] is not None:
                 return False
+            state["askers"].setdefault(self._me.key, self._me)  # the file may have been damaged
             first = min(state["askers"].values(), key=_place)
             if first.key == self._me.key:
                 state["running"] = first.key
@@ -139,7 +151,7 @@ class LocalOrder:
 
     def _end(self, seconds: float) -> None:
         with self._changed() as state:
-            me = state["askers"][self._me.key]
+            me = state["askers"].get(self._me.key, self._me)
             used_s = me.used_s + seconds / me.weight
             state["askers"][me.key] = me.model_copy(update={"used_s": used_s})
             state["running"] = None
@@ -148,15 +160,14 @@ class LocalOrder:
     def _changed(self) -> Iterator[dict[str, Any]]:
         """Read and write the order, alone; who is gone from this machine is left out."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a+") as opened:
+        with self._file.open("a+", errors="replace") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX)
             opened.seek(0)
             text = opened.read()
-            stored = json.loads(text) if text else {"running": None, "askers": []}
-            askers = map(Asker.model_validate, stored["askers"])
-            state = {
-                "running": stored["running"],
-                "askers": {asker.key: asker for asker in askers if _is_alive(asker)},
+            stored = self._decoded(text)
+            state: dict[str, Any] = {
+                "running": stored.running,
+                "askers": {asker.key: asker for asker in stored.askers if _is_alive(asker)},
             }
             if state["running"] not in state["askers"]:
                 state["running"] = None
@@ -165,6 +176,16 @@ class LocalOrder:
             opened.seek(0)
             opened.truncate()
             opened.write(json.dumps({"running": state["running"], "askers": listed}))
+
+    def _decoded(self, text: str) -> "_Stored":
+        """Read the order; one that was cut off by a crash begins anew, with whoever asks next."""
+        if not text:
+            return _Stored()
+        try:
+            return decode_record(text.encode(), str(self._file), _Stored, "it begins anew")
+        except CorruptData as fault:
+            logger.warning("%s", fault)
+            return _Stored()
 
 
 def _place(asker: Asker) -> tuple[float, ...]:

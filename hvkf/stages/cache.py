@@ -23,6 +23,7 @@ from hvkf.records import (
 )
 from hvkf.settings.data import CacheConfig
 from hvkf.storage import Store
+from hvkf.stored import read_named
 
 STAGE = "cache"
 STAGE_VERSION = 2
@@ -257,7 +258,7 @@ def commit(plan: Plan, store: Store) -> Summary:
     config = Config.model_validate(plan.config)
     dataset, root = str(plan.inputs["dataset"]), SCENES_ROOT
     if plan.committed is not None:
-        record = DatasetCommit.from_json(store.read(plan.committed))
+        record = read_named(store, plan.committed, DatasetCommit)
         return _summary(store, root, record, plan.committed, [], reused=True)
     clips = catalog.read_clips(store, str(plan.inputs["catalog"]))
     items, notes = wanted_items(clips, config.cache)

@@ -12,6 +12,7 @@ from hvkf.model_source import TEXT_PARTS, model_identity
 from hvkf.records import DatasetCommit, Part, Plan, Summary, digest
 from hvkf.stages.cache import SCENES_ROOT, cached_scenes
 from hvkf.storage import Store
+from hvkf.stored import read_named
 
 STAGE = "encode"
 # 2: condition latents without those of empty tiles, text without its padding.
@@ -106,7 +107,7 @@ def commit(plan: Plan, store: Store) -> Summary:
     """List the latent segments, in the order of their scenes, with the same items masked."""
     root, dataset = str(plan.inputs["root"]), str(plan.inputs["dataset"])
     if plan.committed is not None:
-        found = DatasetCommit.from_json(store.read(plan.committed))
+        found = read_named(store, plan.committed, DatasetCommit)
         return _summary(found, plan.committed, reused=True)
     config = Config.model_validate(plan.config)
     segments = [latent_segment_id(str(scene)) for scene in plan.inputs["segments"]]

@@ -33,6 +33,7 @@ from hvkf.stages.evaluate_records import (
 from hvkf.stages.evaluate_weights import check_extras
 from hvkf.stages.render_tasks import lora_of_this_run, models_identity
 from hvkf.storage import Store
+from hvkf.stored import read_named, read_record
 
 STAGE = "evaluate"
 STAGE_VERSION = 2
@@ -174,7 +175,7 @@ def commit(plan: Plan, store: Store) -> Summary:
     work = evaluation_of(plan)
     path = metrics_path(work.root)
     if plan.committed is not None:
-        return _summary(Metrics.from_json(store.read(path)), work.root, reused=True)
+        return _summary(read_named(store, path, Metrics), work.root, reused=True)
     limit = Config.model_validate(plan.config).evaluate.max_failed_fraction
     rendered = [
         Rendered(_read(store, work.base_root, pair.key), _read(store, work.root, pair.key))
@@ -188,12 +189,12 @@ def commit(plan: Plan, store: Store) -> Summary:
     try:
         store.put_new(path, metrics.to_json())
     except AlreadyExists:
-        metrics = Metrics.from_json(store.read(path))
+        metrics = read_record(store, path, Metrics)
     return _summary(metrics, work.root, reused=False)
 
 
 def _read(store: Store, root: str, key: str) -> PairRecord:
-    return PairRecord.from_json(store.read(pair_path(root, key)))
+    return read_named(store, pair_path(root, key), PairRecord)
 
 
 def _summary(metrics: Metrics, root: str, *, reused: bool) -> Summary:

@@ -10,6 +10,7 @@ from hvkf.records import FORMAT_VERSION, Failure, FileEntry, Record
 from hvkf.stages.evaluate_statistics import Interval
 from hvkf.stages.render_records import Fidelity
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
 LORA_VIDEO, BASE_VIDEO, TRUTH_VIDEO = "lora.mp4", "base.mp4", "truth.mp4"
 FIRST_FRAME, LAST_FRAME = "first.png", "last.png"
@@ -196,7 +197,7 @@ def find_metrics(store: Store, evaluation: str) -> tuple[str, Metrics]:
     """
     path = evaluation if evaluation.endswith(".json") else metrics_path(evaluation.rstrip("/"))
     try:
-        return path, Metrics.from_json(store.read(path))
+        return path, read_record(store, path, Metrics)
     except FileNotFoundError:
         raise BadInput(
             f"There is no evaluation {path} in {store.url}: run `hvkf evaluate`, and give the path "

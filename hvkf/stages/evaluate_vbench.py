@@ -4,15 +4,14 @@ VBench pins packages of its own, so it runs in an environment of its own. It tak
 videos `NAME-0.mp4` and one of images `NAME.jpg`, where NAME is the prompt.
 """
 
-import io
 import re
 from pathlib import Path
 
-from PIL import Image
-
 from hvkf.progress import progress
 from hvkf.stages.evaluate_records import FIRST_FRAME, LORA_VIDEO, find_metrics
+from hvkf.stages.previews import read_picture
 from hvkf.storage import Store
+from hvkf.stored import read_object
 
 VIDEOS, IMAGES = "videos", "images"
 MAX_PROMPT_BYTES = 150
@@ -39,10 +38,10 @@ def export_for_vbench(store: Store, evaluation: str, folder: Path) -> int:
     with progress("pairs", len(metrics.pairs)) as shown:
         for pair in metrics.pairs:
             name = file_name(pair.prompt, pair.key)
-            video = store.read(pair.files[Path(LORA_VIDEO).stem])
+            video = read_object(store, pair.files[Path(LORA_VIDEO).stem])
             (folder / VIDEOS / f"{name}-0.mp4").write_bytes(video)
-            image = Image.open(io.BytesIO(store.read(pair.files[Path(FIRST_FRAME).stem])))
-            image.convert("RGB").save(folder / IMAGES / f"{name}.jpg", quality=JPEG_QUALITY)
+            image = read_picture(store, pair.files[Path(FIRST_FRAME).stem])
+            image.save(folder / IMAGES / f"{name}.jpg", quality=JPEG_QUALITY)
             shown.advance()
     return len(metrics.pairs)
 

@@ -9,6 +9,7 @@ from hvkf.stages.evaluate_records import Metrics, PairMetrics
 from hvkf.stages.pages import data_uri, render_page
 from hvkf.stages.pictures import as_data_uri, curves
 from hvkf.storage import Store
+from hvkf.stored import read_object
 from hvkf.training.runs import result_path
 
 PLACES = {"first": "First frame", "last": "Last frame", "clip": "Whole clip"}
@@ -71,7 +72,7 @@ def _groups(store: Store, ordered: list[PairMetrics]) -> dict[str, list[dict[str
 
 def _media(store: Store, pair: PairMetrics) -> dict[str, str]:
     return {
-        name: data_uri(store.read(file), PurePosixPath(file).suffix)
+        name: data_uri(read_object(store, file), PurePosixPath(file).suffix)
         for name, file in pair.files.items()
     }
 

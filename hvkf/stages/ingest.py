@@ -24,6 +24,7 @@ from hvkf.records import (
 from hvkf.settings.data import IngestConfig
 from hvkf.stages.ingest_splits import decide_splits
 from hvkf.storage import Store, open_folder
+from hvkf.stored import read_named
 from hvkf.tables import TableRow, parse_table
 
 STAGE = "ingest"
@@ -123,7 +124,7 @@ def _previous(store: Store, dataset: str) -> tuple[CatalogCommit | None, _Ingest
     commit = ledger.latest_commit(store, catalog.commits_folder(dataset), CatalogCommit)
     if commit is None:
         return None, _Ingested(scans=(), splits={})
-    return commit, _Ingested.from_json(store.read(commit.videos))
+    return commit, read_named(store, commit.videos, _Ingested)
 
 
 def plan(config: Config, store: Store) -> Plan:
@@ -182,7 +183,7 @@ def commit(plan: Plan, store: Store) -> Summary:
     previous_commit, previous = _previous(store, ingest.dataset)
     scans = {scan.task: scan for scan in previous.scans}
     for part in plan.parts:
-        for scan in ScanRecord.from_json(store.read(part.outputs[0])).scans:
+        for scan in read_named(store, part.outputs[0], ScanRecord).scans:
             scans[scan.task] = scan
     settings = _scan_settings(ingest)
     rows = _read_rows(ingest)

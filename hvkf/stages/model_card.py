@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from hvkf.records import RunRecord
 from hvkf.registry import Candidate
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
 SAMPLES_NAME = "samples.jpg"
 SHOWN_FILES = ("first", "last", "lora")
@@ -22,7 +23,7 @@ def draw_samples(store: Store, evaluation: str | None) -> bytes | None:
     from hvkf.stages.evaluate_records import Metrics
     from hvkf.stages.pictures import draw_keyframes
 
-    metrics = Metrics.from_json(store.read(evaluation))
+    metrics = read_record(store, evaluation, Metrics)
     pairs = [
         pair
         for pair in metrics.pairs

@@ -16,8 +16,9 @@ from hvkf.errors import BadInput
 from hvkf.records import DatasetCommit, TrainResult
 from hvkf.stages.evaluate_records import Metrics, PairMetrics
 from hvkf.stages.pages import data_uri
-from hvkf.stages.previews import HEIGHT, preview_path, side_by_side, to_jpeg
+from hvkf.stages.previews import HEIGHT, read_picture, read_preview, side_by_side, to_jpeg
 from hvkf.storage import Store
+from hvkf.stored import read_record
 from hvkf.training.losses import VALIDATION_AT, Row, read_losses
 from hvkf.video import decode_frames, probe
 
@@ -59,7 +60,7 @@ def as_data_uri(picture: tuple[bytes, str]) -> str:
 def contact_sheet(store: Store, commit_path: str) -> bytes:
     """Show each bucket's first samples, one row a bucket, from the previews of its segments."""
     root = commit_path.partition("/commits/")[0]
-    commit = DatasetCommit.from_json(store.read(commit_path))
+    commit = read_record(store, commit_path, DatasetCommit)
     rows: dict[str, Image.Image] = {}
     counts: dict[str, int] = {}
     masked = set(commit.masked)
@@ -67,8 +68,8 @@ def contact_sheet(store: Store, commit_path: str) -> bytes:
         record = ledger.read_segment(store, root, segment)
         live = sum(item.key not in masked for item in record.items)
         counts[record.bucket] = counts.get(record.bucket, 0) + live
-        if record.bucket not in rows and store.exists(preview_path(segment)):
-            rows[record.bucket] = Image.open(io.BytesIO(store.read(preview_path(segment))))
+        if record.bucket not in rows and (preview := read_preview(store, segment)) is not None:
+            rows[record.bucket] = preview
     if not rows:
         raise BadInput(f"No segment of {commit_path} has a preview: it was made before there were.")
     shown = sorted(rows)[:MAX_BUCKETS]
@@ -81,7 +82,7 @@ def curves(store: Store, result_path: str) -> bytes:
     # Here: it takes half a second, which the other pictures need not pay.
     from matplotlib.figure import Figure
 
-    result = TrainResult.from_json(store.read(result_path))
+    result = read_record(store, result_path, TrainResult)
     rows = read_losses(store, result.run_id, result.num_steps)
     steps = [row["step"] for row in rows]
     losses = np.array([row["loss"] for row in rows], dtype=np.float64)
@@ -122,17 +123,14 @@ def smoothed(losses: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float
 
 def keyframes(store: Store, metrics_path: str) -> bytes:
     """Show, for the first pairs: given first image, made first and last frame, given last."""
-    return draw_keyframes(store, Metrics.from_json(store.read(metrics_path)).pairs)
+    return draw_keyframes(store, read_record(store, metrics_path, Metrics).pairs)
 
 
 def draw_keyframes(store: Store, pairs: Sequence[PairMetrics]) -> bytes:
     """Draw the first of some pairs, one row a pair; return a JPEG."""
     rows, titles = [], []
     for pair in pairs[:MAX_PAIRS]:
-        given = [
-            Image.open(io.BytesIO(store.read(pair.files[end]))).convert("RGB")
-            for end in ("first", "last")
-        ]
+        given = [read_picture(store, pair.files[end]) for end in ("first", "last")]
         made = _ends(store, pair.files["lora"])
         rows.append(side_by_side([_sized(picture) for picture in (given[0], *made, given[1])]))
         titles.append(f"{pair.source}, {pair.bucket}: given, made ... made, given")

@@ -4,12 +4,17 @@ They are for people alone: no record names them, and nothing depends on their by
 """
 
 import io
+import logging
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from hvkf.errors import CorruptData
 from hvkf.storage import Store
+from hvkf.stored import explain_damage, read_object
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "previews"
 MAX_FRAMES = 8
@@ -39,6 +44,29 @@ class Preview:
         """Store the preview; a segment whose samples all failed has none."""
         if self._frames:
             store.put(preview_path(segment_id), to_jpeg(side_by_side(self._frames)))
+
+
+def read_picture(store: Store, path: str) -> Image.Image:
+    """Read a stored picture that a record names.
+
+    Raises:
+        CorruptData: it is gone, or is no picture.
+    """
+    data = read_object(store, path)
+    with explain_damage(store, path, OSError, SyntaxError):
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def read_preview(store: Store, segment_id: str) -> Image.Image | None:
+    """Read a segment's preview; None if there is none, with a warning if it is damaged."""
+    path = preview_path(segment_id)
+    if not store.exists(path):
+        return None
+    try:
+        return read_picture(store, path)
+    except CorruptData as fault:
+        logger.warning("%s It is left out.", fault)
+        return None
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:

@@ -23,6 +23,7 @@ from hvkf.stages.render_results import write_results
 from hvkf.stages.render_rows_file import plan_parts, read_parts
 from hvkf.stages.render_tasks import PlannedRows, models_identity, plan_rows
 from hvkf.storage import Store
+from hvkf.stored import read_named, read_record
 
 STAGE = "render"
 
@@ -150,14 +151,14 @@ def commit(plan: Plan, store: Store) -> Summary:
     """
     root = manifest_folder(plan.digest)
     if plan.committed is not None:
-        return _summary(ManifestRecord.from_json(store.read(plan.committed)), root, reused=True)
+        return _summary(read_named(store, plan.committed, ManifestRecord), root, reused=True)
     config = Config.model_validate(plan.config)
     record, failures = write_results(plan, config, store)
     _check_failures(config, failures, record.num_rows)
     try:
         store.put_new(f"{root}/record.json", record.to_json())
     except AlreadyExists:
-        record = ManifestRecord.from_json(store.read(f"{root}/record.json"))
+        record = read_record(store, f"{root}/record.json", ManifestRecord)
     return _summary(record, root, reused=False)
 
 

@@ -8,6 +8,7 @@ from hvkf.stages.render_claims import forget_claims
 from hvkf.stages.render_records import LEDGER, RenderRecord, record_path
 from hvkf.stages.render_tasks import PlannedRows
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
 NUM_READERS = 32
 
@@ -22,7 +23,7 @@ def failed_rows(store: Store, planned: PlannedRows) -> dict[str, Failure]:
     recorded = [name for name in identities if name and record_path(name) in there]
 
     def failure_of(identity: str) -> Failure | None:
-        return RenderRecord.from_json(store.read(record_path(identity))).failure
+        return read_record(store, record_path(identity), RenderRecord).failure
 
     with ThreadPoolExecutor(NUM_READERS) as readers:
         found = zip(recorded, readers.map(failure_of, recorded), strict=True)

@@ -16,9 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from hvkf.errors import AlreadyExists
+from hvkf.ledger import numbered
 from hvkf.liveness import ProcessMark, is_running, this_process
 from hvkf.records import FORMAT_VERSION, Record
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
 CLAIMS = "claims/render"
 RENEWALS_PER_LIFE = 3
@@ -205,10 +207,10 @@ class Claims:
 
 def last_claim(store: Store, identity: str) -> tuple[int, ClaimRecord | None]:
     """Read the newest claim of a row, and its number; 0 and None where there is none."""
-    paths = list(store.list(f"{CLAIMS}/{identity}"))
+    paths = numbered(store, f"{CLAIMS}/{identity}")
     if not paths:
         return 0, None
-    return int(PurePosixPath(paths[-1]).stem), ClaimRecord.from_json(store.read(paths[-1]))
+    return int(PurePosixPath(paths[-1]).stem), read_record(store, paths[-1], ClaimRecord)
 
 
 def forget_claims(store: Store, identity: str) -> None:

@@ -4,20 +4,29 @@ Workers put a small record for each shape and kind of device; planning reads the
 to write a quote.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
 
 from hvkf.buckets import Bucket
+from hvkf.errors import BadInput, CorruptData
 from hvkf.manifest import ManifestRow
 from hvkf.records import FORMAT_VERSION, Failure, Record
 from hvkf.settings.rendering import RenderConfig
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
+logger = logging.getLogger(__name__)
 TIMINGS = "timings/render"
 LATENT_PATCH_PIXELS = 16 * 16
 FRAMES_PER_LATENT = 4
 BYTES_PER_GB = 1e9
 MAX_KEPT_FAILURES = 1000
+
+
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Timing(Record):
@@ -30,9 +39,9 @@ class Timing(Record):
     shape: str
     device: str
     num_rows: int
-    row_s: float
-    step_s: float
-    row_bytes: float
+    row_s: NotNegative
+    step_s: NotNegative
+    row_bytes: NotNegative
 
 
 class Estimate(NamedTuple):
@@ -91,8 +100,9 @@ class PastRuns:
     def __init__(self, store: Store) -> None:
         self._by_shape: dict[str, list[Timing]] = {}
         for path in store.list(TIMINGS):
-            timing = Timing.from_json(store.read(path))
-            self._by_shape.setdefault(timing.shape, []).append(timing)
+            timing = _read_timing(store, path)
+            if timing is not None:
+                self._by_shape.setdefault(timing.shape, []).append(timing)
 
     def estimate(self, row: ManifestRow) -> Estimate:
         """Estimate one row; of several kinds of device the slowest is taken."""
@@ -109,6 +119,19 @@ class PastRuns:
     def knows(self, shape: str) -> bool:
         """Whether rows of just this shape were rendered."""
         return shape in self._by_shape
+
+
+def _read_timing(store: Store, path: str) -> Timing | None:
+    """Read how long a shape took; None with a warning where that does not read: it is a hint."""
+    try:
+        timing = read_record(store, path, Timing)
+        Bucket.parse(timing.shape)
+    except (CorruptData, BadInput) as fault:
+        logger.warning("%s Rendering goes on without it.", fault)
+        return None
+    except FileNotFoundError:  # deleted since it was listed
+        return None
+    return timing
 
 
 def _num_tokens(shape: str) -> int:

@@ -1,12 +1,9 @@
 """Copying a manifest's videos to a folder, under the names that its rows gave them."""
 
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import pyarrow.parquet as pq
 
 from hvkf.errors import BadInput, CorruptData
 from hvkf.progress import progress
@@ -19,6 +16,7 @@ from hvkf.stages.render_records import (
     render_folder,
 )
 from hvkf.storage import Store, file_sha256
+from hvkf.stored import open_parquet, read_record
 
 RESULTS_NAME = "results.parquet"
 COLUMNS = ["id", "state", "identity"]
@@ -86,16 +84,15 @@ def fetch(store: Store, name: str, folder: Path) -> Fetched:
         raise BadInput(
             f"The folder {folder} cannot be made ({fault.strerror}): give another one."
         ) from None
-    data = store.read(f"{root}/{RESULTS_NAME}")
-    table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(COLUMNS, use_threads=False)
-    rows = table.to_pylist()
+    with open_parquet(store, f"{root}/{RESULTS_NAME}") as results:
+        rows = results.read(COLUMNS, use_threads=False).to_pylist()
     wanted = list(_named([row for row in rows if row["state"] == "rendered"]))
     copied = 0
     with progress("fetch", len(wanted)) as shown, ThreadPoolExecutor(NUM_READERS) as readers:
         for is_new in readers.map(lambda one: _copy(store, one, folder), wanted):
             copied += is_new
             shown.advance()
-    (folder / RESULTS_NAME).write_bytes(data)
+    store.download(f"{root}/{RESULTS_NAME}", folder / RESULTS_NAME)
     return Fetched(copied, len(wanted) - copied, len(rows) - len(wanted))
 
 
@@ -113,7 +110,7 @@ def _named(rows: list[dict[str, Any]]) -> Iterator[_Wanted]:
 def _copy(store: Store, one: _Wanted, folder: Path) -> bool:
     """Copy a video and its description; False when both were there."""
     try:
-        record = RenderRecord.from_json(store.read(record_path(one.identity)))
+        record = read_record(store, record_path(one.identity), RenderRecord)
     except FileNotFoundError:
         raise BadInput(
             f"The record of {one.name} is gone from {store.url}: its row is tried again; fetch "

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -10,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hvkf.config import Config
-from hvkf.errors import TryAgain
+from hvkf.errors import CorruptData, TryAgain
 from hvkf.loras import Lora
 from hvkf.records import Failure, Plan
 from hvkf.stages.pages import render_page
 from hvkf.stages.render_checks import marks_of
-from hvkf.stages.render_claims import last_claim
+from hvkf.stages.render_claims import ClaimRecord, last_claim
 from hvkf.stages.render_records import (
     VIDEO_NAME,
     ManifestRecord,
@@ -30,7 +31,9 @@ from hvkf.stages.render_records import (
 from hvkf.stages.render_rows_file import PlannedRow, read_all_rows
 from hvkf.stages.render_tasks import retry_of
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
+logger = logging.getLogger(__name__)
 NUM_READERS = 32
 ROWS_AT_ONCE = 2048
 ARROW_TYPES: dict[Any, Any] = {
@@ -152,7 +155,7 @@ class _Outcomes:
         chosen, record = tried[-1]
         if self._marks(record):
             chosen, record = max(tried, key=lambda pair: _keyframe_psnr(pair[1]))
-        _, claim = last_claim(self._store, chosen.identity)
+        claim = _claim_for_times(self._store, chosen.identity)
         is_timed = claim is not None and claim.ended == "done" and claim.ended_s is not None
         return _Outcome(
             chosen,
@@ -168,9 +171,18 @@ class _Outcomes:
 
     def _read(self, task: RenderTask) -> RenderRecord | None:
         try:
-            return RenderRecord.from_json(self._store.read(record_path(task.identity)))
+            return read_record(self._store, record_path(task.identity), RenderRecord)
         except FileNotFoundError:
             return None
+
+
+def _claim_for_times(store: Store, identity: str) -> ClaimRecord | None:
+    """Read how long a row took; None with a warning where its claim is damaged: it is a hint."""
+    try:
+        return last_claim(store, identity)[1]
+    except CorruptData as fault:
+        logger.warning("%s Its row has no time in the results.", fault)
+        return None
 
 
 def _keyframe_psnr(record: RenderRecord) -> float:

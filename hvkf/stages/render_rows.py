@@ -33,6 +33,7 @@ from hvkf.stages.render_tasks import retry_of
 from hvkf.stages.render_video import MadeWith, store_video
 from hvkf.stages.render_work import Render, failure_record, put_record, work_off
 from hvkf.storage import Store
+from hvkf.stored import read_record
 
 logger = logging.getLogger(__name__)
 MAX_SHOWN_IMAGES = 10
@@ -248,7 +249,7 @@ class _Worker:
     def _try_again(self, task: RenderTask, pair: Pair) -> RenderRecord | None:
         """Render a row with another seed, or take what was rendered before; None if it failed."""
         if self._store.exists(record_path(task.identity)):
-            found = RenderRecord.from_json(self._store.read(record_path(task.identity)))
+            found = read_record(self._store, record_path(task.identity), RenderRecord)
             return None if found.failure else found
         row = task.row
         (one,) = self._renderer.render_batch(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from hvkf.records import Failure, Part, Record
 from hvkf.stages.render_records import RenderTask, record_path
 from hvkf.storage import Store
+from hvkf.stored import open_parquet
 
 State = Literal["task", "repeated", "failed"]
 
@@ -110,18 +111,10 @@ def write_groups(table: pa.Table, groups: Sequence[Sequence[int]]) -> bytes:
     return sink.getvalue()
 
 
-def _opened(store: Store, path: str) -> pq.ParquetFile:
-    # Arrow's thread pool, once started, may abort a process that ends soon afterwards.
-    local = store.local_path(path)
-    if local is not None:
-        return pq.ParquetFile(local, pre_buffer=False)
-    return pq.ParquetFile(io.BytesIO(store.read(path)), pre_buffer=False)
-
-
 def plan_parts(store: Store, path: str) -> list[Part]:
     """List the parts of a stored file of rows."""
     parts = []
-    with _opened(store, path) as file:
+    with open_parquet(store, path) as file:
         for index in range(file.num_row_groups):
             group = file.read_row_group(index, ["identity", "state"], use_threads=False)
             if group["state"][0].as_py() == "task":
@@ -136,7 +129,7 @@ def read_parts(store: Store, parts: Sequence[Part]) -> list[RenderTask]:
     """Read the rows of parts of one plan."""
     tasks = []
     if parts:
-        with _opened(store, str(parts[0].work["rows"])) as file:
+        with open_parquet(store, str(parts[0].work["rows"])) as file:
             for part in parts:
                 group = file.read_row_group(int(part.work["group"]), use_threads=False)
                 tasks += [from_cells(cells).task for cells in group.to_pylist()]
@@ -145,7 +138,7 @@ def read_parts(store: Store, parts: Sequence[Part]) -> list[RenderTask]:
 
 def read_all_rows(store: Store, path: str, batch_rows: int = 4096) -> Iterator[PlannedRow]:
     """Yield all rows in the manifest's order, holding few of them as objects."""
-    with _opened(store, path) as file:
+    with open_parquet(store, path) as file:
         table = file.read(use_threads=False).sort_by("row")
     for batch in table.to_batches(max_chunksize=batch_rows):
         yield from map(from_cells, batch.to_pylist())

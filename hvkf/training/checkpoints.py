@@ -3,7 +3,7 @@
 A checkpoint counts when its commit record is put, last; see `hvkf.training.runs`.
 """
 
-import json
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,8 @@ from hvkf.model.lora_file import save_lora
 from hvkf.records import CheckpointRecord, FileEntry, canonical_json
 from hvkf.scratch import scratch_folder
 from hvkf.storage import Store, explain_full_disk, file_sha256
+from hvkf.stored import decode_json
+from hvkf.stored_kinds import fix_of
 from hvkf.training.runs import COMMIT_NAME, read_checkpoint, run_folder, step_name
 from hvkf.training.state import Tensors
 
@@ -78,7 +80,8 @@ def load_checkpoint(store: Store, run_id: str, step: int) -> Snapshot:
         name = Path(entry.name).stem
         if entry.name == STATE_NAME:
             with _local_copy(store, prefix, entry) as file:
-                values = json.loads(file.read_bytes())
+                where = f"{store.url}/{prefix}/{entry.name}"
+                values = decode_json(file.read_bytes(), where, fix_of(f"{prefix}/{entry.name}"))
         elif name in TENSOR_FILES:
             with _local_copy(store, prefix, entry) as file:
                 tensors[name] = safetensors.torch.load_file(file)
@@ -93,7 +96,8 @@ def _local_copy(store: Store, prefix: str, entry: FileEntry) -> Iterator[Path]:
         file = store.local_path(path)
         if file is None:
             file = folder / entry.name
-            store.download(path, file)
+            with contextlib.suppress(FileNotFoundError):
+                store.download(path, file)
         if not file.is_file() or file_sha256(file) != entry.sha256:
             raise CorruptData(
                 f"{store.url}/{path} is gone or has other bytes than were recorded: restore it, or "

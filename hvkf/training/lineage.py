@@ -7,6 +7,7 @@ from hvkf.catalog import newest_catalog, read_clips
 from hvkf.loras import Lora
 from hvkf.records import FORMAT_VERSION, Record
 from hvkf.storage import Store
+from hvkf.stored import read_record
 from hvkf.training.runs import run_folder
 
 
@@ -56,7 +57,7 @@ def write_lineage(store: Store, run_id: str, sources: Mapping[str, Any], lora: L
 def read_lineage(store: Store, run_id: str) -> TrainedOn | None:
     """Read the videos of a run; None where it has no list."""
     try:
-        return TrainedOn.from_json(store.read(lineage_path(run_id)))
+        return read_record(store, lineage_path(run_id), TrainedOn)
     except FileNotFoundError:
         return None
 

@@ -1,12 +1,14 @@
 """The losses of a run, step by step: `losses.jsonl`, the same however often it was interrupted."""
 
-import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from hvkf.errors import CorruptData
 from hvkf.records import canonical_json
 from hvkf.storage import Store
+from hvkf.stored import decode_json, refuse_object
+from hvkf.stored_kinds import fix_of
 from hvkf.training.runs import run_folder
 
 NAME = "losses.jsonl"
@@ -25,13 +27,25 @@ def read_losses(store: Store, run_id: str, until: int) -> list[Row]:
     """
     path = f"{run_folder(run_id)}/{NAME}"
     lines = store.read(path).splitlines() if store.exists(path) else []
-    rows = [row for row in map(json.loads, lines) if row["step"] <= until]
+    rows = [row for row in _decoded(store, path, lines) if row["step"] <= until]
     if [row["step"] for row in rows] != list(range(1, until + 1)):
         raise CorruptData(
             f"{store.url}/{path} does not hold the steps 1 to {until}: restore it, or train again "
             "with another experiment.run_id."
         )
     return rows
+
+
+def _decoded(store: Store, path: str, lines: list[bytes]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        where = f"{store.url}/{path}, line {number},"
+        row = decode_json(line, where, fix_of(path))
+        figures = row.values() if isinstance(row, dict) else [None]
+        if not isinstance(row, dict) or type(row.get("step")) is not int or "loss" not in row:
+            refuse_object(store, path, f"line {number} is no step with its loss")
+        if not all(type(figure) in (int, float) for figure in figures):
+            refuse_object(store, path, f"a figure in line {number} is no number")
+        yield row
 
 
 def write_losses(store: Store, run_id: str, rows: list[Row]) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from hvkf.errors import AlreadyExists, BadInput
 from hvkf.records import CheckpointRecord, RunRecord, TrainResult
 from hvkf.storage import Store
+from hvkf.stored import read_record
 from hvkf.training.settings import check_same_work
 
 COMMIT_NAME = "commit.json"
@@ -27,7 +28,7 @@ def result_path(run_id: str) -> str:
 def read_result(store: Store, run_id: str) -> TrainResult | None:
     """Read how a run ended; None when it did not yet."""
     try:
-        return TrainResult.from_json(store.read(result_path(run_id)))
+        return read_record(store, result_path(run_id), TrainResult)
     except FileNotFoundError:
         return None
 
@@ -35,7 +36,7 @@ def read_result(store: Store, run_id: str) -> TrainResult | None:
 def read_run(store: Store, run_id: str) -> RunRecord | None:
     """Read what a run is made of; None when it has not begun."""
     try:
-        return RunRecord.from_json(store.read(f"{run_folder(run_id)}/run.json"))
+        return read_record(store, f"{run_folder(run_id)}/run.json", RunRecord)
     except FileNotFoundError:
         return None
 
@@ -113,7 +114,7 @@ def choose_checkpoint(found: Checkpoints, wanted: str | None, run_id: str) -> in
 def read_checkpoint(store: Store, run_id: str, step: int) -> CheckpointRecord:
     """Read the record of a whole checkpoint."""
     path = f"{run_folder(run_id)}/{step_name(step)}/{COMMIT_NAME}"
-    return CheckpointRecord.from_json(store.read(path))
+    return read_record(store, path, CheckpointRecord)
 
 
 def stale_steps(
