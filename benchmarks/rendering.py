@@ -34,11 +34,11 @@ from benchmarks.timing import Took, machine, now
 from hvkf.config import Config
 from hvkf.demo import CHECKPOINT
 from hvkf.errors import HvkfError
+from hvkf.keyframe_images import decode_image
 from hvkf.model.renderer import Pair, Renderer
 from hvkf.model.tiny import build_tiny_checkpoint
 from hvkf.shapes import render_clip
 from hvkf.stages import render, render_rows
-from hvkf.stages.render_images import decode_image
 from hvkf.storage import open_store
 
 SIDE, STEPS = 64, 4

@@ -15,13 +15,13 @@ import torch
 
 from hvkf.buckets import Bucket
 from hvkf.errors import BadInput
+from hvkf.keyframe_images import MAX_FILE_BYTES, decode_keyframe, shown_name
 from hvkf.loras import local_lora_file, resolve_lora
 from hvkf.model.renderer import Renderer
 from hvkf.progress import progress
-from hvkf.resize import resize_to_cover
 from hvkf.settings.experiment import ModelConfig
-from hvkf.stages.render_images import decode_image
 from hvkf.storage import TEMPORARY_PREFIX, Store
+from hvkf.user_files import expanded, explain_unreadable, read_regular
 from hvkf.video import write_mp4
 
 FPS = 24
@@ -122,18 +122,15 @@ def _check_sizes(request: Request) -> None:
 
 def _keyframe(path: Path, request: Request) -> npt.NDArray[np.uint8]:
     """Read an image and cut it to size as training cuts its frames."""
-    try:
-        data = path.expanduser().read_bytes()
-    except OSError as fault:
-        reason = (fault.strerror or "it cannot be read").lower()
-        raise BadInput(f"The image {path} cannot be used: {reason}; correct its path.") from None
-    return resize_to_cover(decode_image(data, str(path)), request.width, request.height)
+    with explain_unreadable(f"The image {shown_name(str(path))}", "correct its path"):
+        data = read_regular(expanded(path), MAX_FILE_BYTES)
+    return decode_keyframe(data, str(path), request.width, request.height)
 
 
 def _output(request: Request) -> Path:
     size = f"{request.height}x{request.width}x{request.frames}"
     name = f"hv-CL-{size}-{time.strftime('%Y%m%d_%H%M%S')}"
-    output = (request.output or Path(f"{name}.mp4")).expanduser().absolute()
+    output = expanded(request.output or Path(f"{name}.mp4")).absolute()
     if output.is_dir() or not output.parent.is_dir():
         raise BadInput(
             f"The video cannot be written to {output}: give --output a file in a folder that is "

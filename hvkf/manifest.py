@@ -13,6 +13,7 @@ from hvkf.manifest_files import EXTRA_CELLS, read_cells
 from hvkf.records import Record, digest
 from hvkf.settings.rendering import RenderConfig
 from hvkf.storage import Store, open_folder
+from hvkf.user_files import reason_of, shortened
 
 PASTED = "manifests/pasted"
 ENDS = ("first_frame", "last_frame")
@@ -95,6 +96,11 @@ def read_manifest(
             f"There is no manifest {defaults.manifest!r}: set render.manifest to a file with the "
             f"columns {', '.join(REQUIRED)}."
         ) from None
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"The manifest {shortened(defaults.manifest)!r} cannot be read: {reason_of(error)}; "
+            "set render.manifest to another file."
+        ) from error
     return stream_manifest(data, defaults.manifest, defaults, check_lora)
 
 

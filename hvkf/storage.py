@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 from hvkf.errors import AlreadyExists, BadInput, CorruptData, DiskFull
+from hvkf.user_files import open_regular, read_regular, shortened
 
 TEMPORARY_PREFIX = ".partial-"
 LOCK_NAME = ".lock"
@@ -40,8 +41,11 @@ class Store(Protocol):
 
     url: str
 
-    def read(self, path: str) -> bytes:
-        """Return an object's bytes; FileNotFoundError when there is none."""
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        """Return an object's bytes; FileNotFoundError when there is none.
+
+        OSError with EFBIG when there are more than `max_bytes`.
+        """
 
     def exists(self, path: str) -> bool:
         """Say whether there is an object at `path`."""
@@ -84,7 +88,9 @@ def safe_path(path: str) -> str:
     """Check that a path stays inside the workspace, and return it."""
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        raise BadInput(f"The path {path!r} leaves the workspace; write it relative, without '..'.")
+        raise BadInput(
+            f"The path {shortened(path)!r} leaves the workspace; write it relative, without '..'."
+        )
     return str(pure)
 
 
@@ -123,8 +129,8 @@ class FolderStore:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def read(self, path: str) -> bytes:
-        return self._file(path).read_bytes()
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        return read_regular(self._file(path), max_bytes)
 
     def exists(self, path: str) -> bool:
         return self._file(path).is_file()
@@ -179,7 +185,7 @@ class FolderStore:
     def upload(self, file: Path, path: str) -> None:
         target = self._file(path)
         with self._temporary(target) as temporary:
-            with file.open("rb") as source, temporary.open("wb") as sink:
+            with open_regular(file) as source, temporary.open("wb") as sink:
                 shutil.copyfileobj(source, sink, COPY_CHUNK_BYTES)
                 sink.flush()
                 os.fsync(sink.fileno())
@@ -229,7 +235,7 @@ def into_place(file: Path, fill: Callable[[Path], object]) -> None:
 
 def file_sha256(file: Path) -> str:
     """Hash a local file without holding it in memory."""
-    with file.open("rb") as source:
+    with open_regular(file) as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 

@@ -35,6 +35,7 @@ from fsspec.asyn import sync
 
 from hvkf.errors import AlreadyExists, BadInput, TryAgain
 from hvkf.storage import ObjectStat, into_place, safe_path
+from hvkf.user_files import check_size
 
 PATIENCE_S = 300.0
 # A service that never said a word is more likely to be the wrong address than to be away.
@@ -110,8 +111,9 @@ class S3Store:
     def _key(self, path: str) -> str:
         return f"{self._prefix}{safe_path(path)}"
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         first = self._get(path, 0)
+        check_size(first.size, max_bytes, f"{self.url}/{path}")
         rest = self._in_parallel(
             lambda start: self._get(path, start, first.etag).data,
             range(CHUNK_BYTES, first.size, CHUNK_BYTES),

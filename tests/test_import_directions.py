@@ -56,6 +56,7 @@ LEVELS = [
         "hvkf.storage_s3",
         "hvkf.video",
         "hvkf.lossless_video",
+        "hvkf.keyframe_images",
         "hvkf.near_duplicates",
         "hvkf.containers",
         "hvkf.buckets",
@@ -79,6 +80,7 @@ LEVELS = [
         "hvkf.scratch",
         "hvkf.code_version",
         "hvkf.ahead",
+        "hvkf.user_files",
     },
 ]
 ONLY_IN = {

@@ -1,62 +1,25 @@
-"""Keyframe images: their identity by content, and their pixels as a person sees them."""
+"""Keyframe images of a manifest: where they lie, and their identity by content."""
 
+import errno
 import hashlib
-import io
 import os
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache, lru_cache, partial
 from multiprocessing import get_context
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
-
 from hvkf.errors import BadInput
+from hvkf.keyframe_images import MAX_FILE_BYTES, ImageFault, displayed_size, shown_name
 from hvkf.model_source import WORKSPACE_SCHEME
 from hvkf.progress import progress
-from hvkf.storage import FolderStore, Store, open_folder
+from hvkf.storage import FolderStore, Store, open_folder, safe_path
+from hvkf.user_files import reason_of
 
-# Formats that Pillow reads by itself: others start programs, or are not pictures.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
-MAX_PIXELS = 1 << 26
 NUM_READERS = 8
 NUM_S3_READERS = 32
 IMAGES_AT_ONCE = 256
 MANY_IMAGES = 2000
-FIRST_LYING_ORIENTATION = 5  # EXIF's 5 to 8 turn the picture by a quarter
-BACKDROP = "white"
-DECODER_FAULTS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
-class ImageFault(BadInput):
-    """One image cannot be a keyframe; `code` is what its failure is recorded under.
-
-    Codes: `missing`, `outside` (a link leaves the manifest's folder), `empty`, `unreadable`,
-    `too-large`, `animated`, `unsupported`.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-    def __reduce__(self) -> tuple[type["ImageFault"], tuple[str, str]]:
-        return type(self), (self.code, str(self))
 
 
 class ImageFacts(NamedTuple):
@@ -93,7 +56,8 @@ class ImageFolders:
             prefix = folder.rstrip("/") + "/"
             if path.startswith(prefix):
                 return folder, path.removeprefix(prefix)
-        raise ImageFault("outside", f"{path} lies in no folder of render.allowed_folders")
+        name = shown_name(path)
+        raise ImageFault("outside", f"{name} lies in no folder of render.allowed_folders")
 
 
 _opened = cache(open_folder)
@@ -139,14 +103,9 @@ def _look_at_all(folders: ImageFolders, paths: Sequence[str]) -> list[ImageFacts
 def _look_at(folders: ImageFolders, path: str) -> ImageFacts | ImageFault:
     try:
         data = folders.read(path)
-        with _open(data, path) as image:
-            width, height = image.size
-            if image.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_LYING_ORIENTATION:
-                width, height = height, width
+        width, height = displayed_size(data, path)
     except ImageFault as fault:
         return fault
-    except DECODER_FAULTS:  # a damaged EXIF block: decoding will tell
-        width, height = image.size
     return ImageFacts(hashlib.sha256(data).hexdigest(), width, height)
 
 
@@ -159,17 +118,23 @@ def read_image_bytes(folder: Store, path: str, name: str | None = None) -> bytes
         name: What messages call it, if not by its path.
 
     Raises:
-        ImageFault: missing, outside, or not readable.
+        ImageFault: missing, outside, of more than 256 MB, or not readable for whatever reason the
+            system gives.
     """
-    name = name or path
-    if isinstance(folder, FolderStore) and not _stays_inside(str(folder.root), path):
-        raise ImageFault("outside", f"{name} leads out of the manifest's folder; copy it there")
+    name = shown_name(name or path)
     try:
-        return folder.read(path)
+        safe_path(path)
+    except BadInput:
+        raise ImageFault("outside", f"{name} names no file below its folder; correct it") from None
+    try:
+        if isinstance(folder, FolderStore) and not _stays_inside(str(folder.root), path):
+            raise ImageFault("outside", f"{name} leads out of the manifest's folder; copy it there")
+        return folder.read(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise ImageFault("missing", f"there is no image {name}; copy it or correct it") from None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as fault:
-        raise ImageFault("unreadable", f"{name} cannot be read: {fault.strerror}") from fault
+    except (OSError, ValueError) as error:
+        code = "too-large" if getattr(error, "errno", None) == errno.EFBIG else "unreadable"
+        raise ImageFault(code, f"{name} cannot be read: {reason_of(error)}; replace it") from error
 
 
 def _stays_inside(root: str, path: str) -> bool:
@@ -181,56 +146,3 @@ def _stays_inside(root: str, path: str) -> bool:
 
 # Many images lie in few folders, and following links looks at every folder above.
 _real_folder = lru_cache(1024)(os.path.realpath)
-
-
-def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
-    """Decode an image to what a person sees: turned as its EXIF says, transparency on white.
-
-    Returns:
-        uint8 RGB [H, W, 3].
-
-    Raises:
-        ImageFault: damaged, of more than 64 megapixels, animated, or of a kind without colours.
-    """
-    try:
-        with _open(data, name) as image:
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright, name)
-    except DECODER_FAULTS as fault:
-        raise ImageFault("unreadable", f"{name} is damaged ({fault}); replace it") from fault
-
-
-def _open(data: bytes, name: str) -> Image.Image:
-    if not data:
-        raise ImageFault("empty", f"{name} is an empty file; copy it again")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        is_animated = getattr(image, "is_animated", False)
-    except BOMBS as fault:
-        raise ImageFault("too-large", f"{name} is too large: {fault}; shrink it") from fault
-    except DECODER_FAULTS as fault:
-        raise ImageFault(
-            "unreadable", f"{name} is no image that can be read; use PNG, JPEG or WebP"
-        ) from fault
-    if image.width * image.height > MAX_PIXELS:
-        megapixels = image.width * image.height / 1e6
-        raise ImageFault("too-large", f"{name} has {megapixels:.0f} megapixels; shrink it")
-    # Cameras store previews behind the picture in MPO, a kind of JPEG.
-    if is_animated and image.format != "MPO":
-        raise ImageFault("animated", f"{name} is animated; export the frame that is meant")
-    return image
-
-
-def _to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.float64) / 257.0
-        return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode in ("I", "F"):
-        raise ImageFault(
-            "unsupported", f"{name} holds 32-bit values without a range; export it as 8-bit RGB"
-        )
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        backdrop = Image.new("RGBA", picture.size, BACKDROP)
-        image = Image.alpha_composite(backdrop, picture)
-    return np.array(image.convert("RGB"))

@@ -12,16 +12,16 @@ import torch
 from hvkf import ledger
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.keyframe_images import ImageFault, decode_keyframe
 from hvkf.loras import Lora, local_lora_file
 from hvkf.manifest import split_location
 from hvkf.model.device import device_name
 from hvkf.model.renderer import Pair, Rendered, Renderer, RenderFault
 from hvkf.progress import Progress, progress
-from hvkf.resize import resize_to_cover
 from hvkf.stages.render_checks import marks_of
 from hvkf.stages.render_claims import Claims
 from hvkf.stages.render_cost import Pace
-from hvkf.stages.render_images import ImageFault, ImageFolders, decode_image
+from hvkf.stages.render_images import ImageFolders
 from hvkf.stages.render_records import (
     Keyframe,
     RenderRecord,
@@ -286,7 +286,7 @@ class _Worker:
             raise _Changed(str(fault)) from fault
         if hashlib.sha256(data).hexdigest() != frame.sha256:
             raise _Changed(f"{frame.path} has other bytes now")
-        pixels = resize_to_cover(decode_image(data, frame.path), task.row.width, task.row.height)
+        pixels = decode_keyframe(data, frame.path, task.row.width, task.row.height)
         # A copy: what Pillow enlarged is read-only, and torch warns of what may write to it.
         return torch.from_numpy(np.array(pixels))
 

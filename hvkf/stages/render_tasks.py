@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.keyframe_images import ImageFault
 from hvkf.loras import Lora, resolve_lora
 from hvkf.manifest import ManifestRow, read_manifest, split_location
 from hvkf.model_source import TEXT_PARTS, model_folder_or_hub_id, model_identity
@@ -29,7 +30,7 @@ from hvkf.stages.render_cost import (
     cut_into_parts,
     groups_of,
 )
-from hvkf.stages.render_images import ImageFacts, ImageFault, ImageFolders, image_facts
+from hvkf.stages.render_images import ImageFacts, ImageFolders, image_facts
 from hvkf.stages.render_records import LEDGER, Keyframe, RenderTask, record_path, row_failure
 from hvkf.stages.render_rows_file import PlannedRow, from_cells, to_batch, write_groups
 from hvkf.storage import Store

@@ -19,6 +19,7 @@ from hvkf.stages.render_claims import Claims, Owner
 from hvkf.stages.render_records import LEDGER, RenderRecord, RenderTask, record_path
 from hvkf.stages.render_work import Render, Wait, put_record, work_off
 from hvkf.storage import ObjectStat
+from hvkf.user_files import check_size
 
 LIFE_S = 120.0
 MAX_TRIES = 3
@@ -55,10 +56,11 @@ class MemoryStore:
     def __init__(self) -> None:
         self._folders: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         folder, _, name = path.rpartition("/")
         if name not in self._folders[folder]:
             raise FileNotFoundError(path)
+        check_size(len(self._folders[folder][name]), max_bytes, path)
         return self._folders[folder][name]
 
     def exists(self, path: str) -> bool:

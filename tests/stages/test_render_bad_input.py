@@ -1,5 +1,6 @@
 """What people's manifests hold: each fault is named with its row, its value and the fix."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,29 @@ def test_a_hundred_megabytes_of_csv_are_read_row_by_row_to_the_last_fault() -> N
     assert sum(1 for _ in found) == 4999
     with pytest.raises(BadInput, match=r"1 faults in 5001 rows: row 5001: id is 'row-7'"):
         list(stream_manifest(data + b"row-7,a.png,b.png,,\n", "pairs.csv", RenderConfig()))
+
+
+def test_one_odd_image_path_is_one_rows_failure_and_the_others_are_planned(
+    pairs: Path, store: FolderStore
+) -> None:
+    (pairs / "loop.png").symlink_to("loop.png")
+    os.mkfifo(pairs / "pipe.png")
+    odd = ["x" * 256 + ".png", "loop.png", "pipe.png", ".", "a.png/x.png"]
+    rows = [row("good"), *(row(f"odd-{n}", last=path) for n, path in enumerate(odd))]
+    config = config_for(write_manifest(pairs, rows), max_failed_fraction=1.0)
+    quoted = render.quoted_plan(config, store)
+    failed = {failure.source: failure.code for failure in quoted.quote.failures}
+    assert (quoted.quote.num_rows, quoted.quote.num_failed) == (6, 5)
+    assert set(failed.values()) == {"unreadable", "outside"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("x" * 300 + ".csv", "file name too long"), ("pipe.csv", "it is a named pipe")],
+)
+def test_a_manifest_that_no_file_can_be_is_refused_at_once(
+    tmp_path: Path, store: FolderStore, name: str, words: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(BadInput, match=f"The manifest .* cannot be read: {words}"):
+        render.plan(config_for(tmp_path / name), store)
