@@ -9,13 +9,16 @@ from hvkf.records import CheckpointRecord, Record, TrainResult
 from hvkf.registry import LORA_FILE_NAME, check_lora, pick_version, read_registered
 from hvkf.storage import Store, file_sha256, object_sha256
 from hvkf.stored import read_record
+from hvkf.user_files import expanded, is_nameable, reason_of, shortened
 
 NONE = "none"
 RUN_SCHEME = "run:"
 REGISTRY_SCHEME = "registry:"
 LORA_SUFFIXES = (".safetensors", ".sft")
+VERSION_NUMBER = re.compile(r"[0-9]{1,9}")
 CHECKPOINT_NAME = re.compile(r"step-\d{8,}")
 MAX_SHOWN_RUNS = 5
+MAX_REGISTERED_NAME = 100
 
 
 class Lora(Record):
@@ -47,6 +50,16 @@ def resolve_lora(spec: str, store: Store) -> Lora:
     """
     if spec == NONE:
         return Lora(name=NONE)
+    what = f"The LoRA {shortened(spec)!r}"
+    if not is_nameable(spec):
+        raise BadInput(f"{what} has characters that no file's name can have: correct it.")
+    try:
+        return _resolve(spec, store)
+    except OSError as error:
+        raise BadInput(f"{what} cannot be read: {reason_of(error)}; name another.") from error
+
+
+def _resolve(spec: str, store: Store) -> Lora:
     if spec.startswith(REGISTRY_SCHEME):
         name, _, number = spec.removeprefix(REGISTRY_SCHEME).partition("@")
         return registered_lora(store, name, number or None)
@@ -67,8 +80,12 @@ def registered_lora(store: Store, name: str, number: str | None = None) -> Lora:
         BadInput: no such name or version.
         CorruptData: the LoRA is gone, or its bytes are not those that were promoted.
     """
-    if number is not None and not number.isdecimal():
-        raise BadInput(f"{number!r} is no version: write {REGISTRY_SCHEME}{name}@3.")
+    if len(name) > MAX_REGISTERED_NAME:
+        raise BadInput(f"{shortened(name)!r} is too long for a registry's name: correct it.")
+    if number is not None and not VERSION_NUMBER.fullmatch(number):
+        raise BadInput(
+            f"{shortened(number)!r} is no version: write {REGISTRY_SCHEME}{shortened(name)}@3."
+        )
     version = pick_version(read_registered(store, name), None if number is None else int(number))
     return Lora(
         name=f"{REGISTRY_SCHEME}{name}@{version.version}",
@@ -86,15 +103,18 @@ def run_lora(store: Store, run_id: str, checkpoint: str | None = None) -> Lora:
         BadInput: no such run or checkpoint, or the run has not finished.
     """
     if checkpoint is not None and not CHECKPOINT_NAME.fullmatch(checkpoint):
-        raise BadInput(f"{checkpoint!r} names no checkpoint: write run:RUN_ID/step-00000500.")
+        raise BadInput(
+            f"{shortened(checkpoint)!r} names no checkpoint: write run:RUN_ID/step-00000500."
+        )
     name = checkpoint or _final_checkpoint(store, run_id)
     folder = f"runs/{run_id}/{name}"
     try:
         record = read_record(store, f"{folder}/commit.json", CheckpointRecord)
     except FileNotFoundError:
-        there = ", ".join(_checkpoints(store, run_id)) or "none"
+        there = ", ".join(_checkpoints(store, run_id)[-MAX_SHOWN_RUNS:]) or "none"
         raise BadInput(
-            f"There is no whole checkpoint {folder} in {store.url}; those of the run: {there}."
+            f"There is no whole checkpoint {shortened(folder)} in {store.url}; those of the run: "
+            f"{there}."
         ) from None
     hashes = {entry.name: entry.sha256 for entry in record.files}
     if LORA_FILE_NAME not in hashes:
@@ -128,6 +148,8 @@ def local_lora_file(lora: Lora, store: Store) -> Path | None:
         found = file_sha256(file)
     except FileNotFoundError:
         raise BadInput(f"The LoRA {lora.name} is gone: there is no file {file}.") from None
+    except OSError as error:
+        raise BadInput(f"The LoRA {file} cannot be read: {reason_of(error)}.") from error
     if found != lora.sha256:
         raise CorruptData(
             f"The LoRA {file} changed since this work was planned: plan again, or restore it."
@@ -141,13 +163,13 @@ def _final_checkpoint(store: Store, run_id: str) -> str:
     except FileNotFoundError:
         if checkpoints := _checkpoints(store, run_id):
             raise BadInput(
-                f"The run {run_id!r} has not finished: run `hvkf train` again with the same "
-                f"configuration, or name a checkpoint as run:{run_id}/{checkpoints[-1]}."
+                f"The run {shortened(run_id)!r} has not finished: run `hvkf train` again with the "
+                f"same configuration, or name a checkpoint as run:{run_id}/{checkpoints[-1]}."
             ) from None
         there = ", ".join(_finished_runs(store)[-MAX_SHOWN_RUNS:]) or "none yet"
         raise BadInput(
-            f"There is no run {run_id!r} in {store.url} (finished runs: {there}): run `hvkf train` "
-            "first, or name another run or LoRA."
+            f"There is no run {shortened(run_id)!r} in {store.url} (finished runs: {there}): run "
+            "`hvkf train` first, or name another run or LoRA."
         ) from None
     return result.checkpoint.rpartition("/")[2]
 
@@ -169,19 +191,19 @@ def _workspace_file(path: str, store: Store) -> str:
 
 
 def _local_file(spec: str) -> Path:
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_dir():
         found = [file.name for file in sorted(path.iterdir()) if file.suffix in LORA_SUFFIXES]
         return path / _only(found, str(path))
     if not path.is_file():
         raise BadInput(
-            f"There is no LoRA {spec!r}: give a .safetensors or .sft file, a folder with one, "
-            "registry:NAME, run:RUN_ID, workspace:PATH, or none."
+            f"There is no LoRA {shortened(spec)!r}: give a .safetensors or .sft file, a folder "
+            "with one, registry:NAME, run:RUN_ID, workspace:PATH, or none."
         )
     if path.suffix not in LORA_SUFFIXES:
         raise BadInput(
-            f"{spec} is not a .safetensors or .sft file; pickled weights are never loaded: convert "
-            "it where it was made."
+            f"{shortened(spec)} is not a .safetensors or .sft file; pickled weights are never "
+            "loaded: convert it where it was made."
         )
     return path
 
@@ -191,6 +213,7 @@ def _only(names: list[str], folder: str) -> str:
         return LORA_FILE_NAME
     if len(names) != 1:
         raise BadInput(
-            f"{folder} holds {len(names)} LoRA files where one is expected: name the file."
+            f"{shortened(folder)} holds {len(names)} LoRA files where one is expected: name the "
+            "file."
         )
     return names[0]

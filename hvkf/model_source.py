@@ -11,6 +11,7 @@ from hvkf.errors import BadInput
 from hvkf.records import digest
 from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import FolderStore, Store
+from hvkf.user_files import expanded, explain_unreadable, shortened
 
 WORKSPACE_SCHEME = "workspace:"
 WHOLE_FILE_LIMIT_BYTES = 64 << 20
@@ -27,13 +28,15 @@ def model_folder_or_hub_id(model: ModelConfig, store: Store) -> str:
     name = model.pretrained_model_name_or_path
     if name.startswith(WORKSPACE_SCHEME):
         return str(_workspace_folder(name.removeprefix(WORKSPACE_SCHEME), store))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder)
+    with explain_unreadable(f"The checkpoint {shortened(name)!r}", "correct its path"):
+        folder = expanded(name)
+        if folder.is_dir():
+            return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BadInput(
-            f"There is no checkpoint folder {name!r}: set model.pretrained_model_name_or_path to a "
-            "folder, a hub id such as hunyuanvideo-community/HunyuanVideo, or workspace:PATH."
+            f"There is no checkpoint folder {shortened(name)!r}: set "
+            "model.pretrained_model_name_or_path to a folder, a hub id such as "
+            "hunyuanvideo-community/HunyuanVideo, or workspace:PATH."
         )
     return name
 

@@ -1,5 +1,6 @@
 """Naming LoRAs: what is found, and what is refused with which sentence."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -130,3 +131,35 @@ def test_a_file_that_vanished_since_planning_is_named(store: FolderStore, tmp_pa
     lora = Lora(name="gone", location=str(tmp_path / "gone.sft"), sha256="0")
     with pytest.raises(BadInput, match=r"LoRA gone is gone: there is no file .*gone\.sft"):
         local_lora_file(lora, store)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("~nobody-of-this-name/x.sft", "home directory"),
+        ("x" * 300 + ".sft", "name too long"),
+        ("workspace:" + "x" * 300, "name too long"),
+        ("run:" + "x" * 300, "name too long"),
+        ("registry:x@" + "9" * 5000, "is no version"),
+        ("a\0b.sft", "no file's name can have"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused_in_a_sentence(
+    store: FolderStore, spec: str, words: str
+) -> None:
+    (store.root / "runs").mkdir(parents=True)
+    with pytest.raises(BadInput, match=words) as caught:
+        resolve_lora(spec, store)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_named_pipe_is_no_lora_and_nothing_waits_for_it(
+    store: FolderStore, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.sft")
+    with pytest.raises(BadInput, match="There is no LoRA"):
+        resolve_lora(str(tmp_path / "pipe.sft"), store)
+    (store.root / "loras").mkdir(parents=True)
+    os.mkfifo(store.root / "loras" / "pipe.sft")
+    with pytest.raises(BadInput, match="named pipe"):
+        resolve_lora("workspace:loras", store)

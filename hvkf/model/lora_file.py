@@ -5,6 +5,7 @@ own `load_lora_weights` wants them removed.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from peft import LoraConfig
 
 from hvkf.errors import BadInput
 from hvkf.model.widening import INPUT_CHANNELS
+from hvkf.user_files import explain_unreadable, open_regular, reason_of, shortened
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
@@ -26,7 +28,11 @@ FORMAT_VERSION = 1
 NORM_WEIGHTS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 SUFFIXES = (".safetensors", ".sft")
 LENGTH_BYTES = 8
+MAX_ALPHA = 1_000_000
 NUM_SHOWN_KEYS = 3
+MAX_SHOWN_KEY = 90
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -107,27 +113,24 @@ def read_lora(path: str | Path) -> LoraFile:
     Raises:
         BadInput: no such file, a pickle, damaged, unknown or unpaired keys, or several ranks.
     """
-    file = _find(Path(path))
+    with explain_unreadable(f"The LoRA {shortened(str(path))}", "give another file"):
+        file = _find(Path(path))
+        open_regular(file).close()
     try:
         with safetensors.safe_open(str(file), framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as fault:
-        raise BadInput(f"{file} is not a readable safetensors file: {fault}") from fault
+    except UNREADABLE as error:
+        raise BadInput(
+            f"{file} is not a readable safetensors file: {reason_of(error)}; copy it again."
+        ) from error
     # The reference's checkpoints give norm weights the prefix twice.
     named = {
         name.removeprefix(PREFIX).removeprefix(PREFIX): weight for name, weight in tensors.items()
     }
     contents = _sort_out(named, str(file))
-    adapter = _read_adapter_metadata(metadata, file)
-    alpha = adapter.get(f"{PREFIX}lora_alpha")
-    return LoraFile(
-        contents.down,
-        contents.up,
-        contents.norms,
-        contents.rank,
-        None if alpha is None else float(alpha),
-    )
+    alpha = _recorded_alpha(metadata, file)
+    return LoraFile(contents.down, contents.up, contents.norms, contents.rank, alpha)
 
 
 def _find(path: Path) -> Path:
@@ -172,6 +175,13 @@ def _sort_out(named: dict[str, torch.Tensor], origin: str) -> LoraFile:
     unpaired += [f"{name}.lora_A.weight" for name in up if name not in down]
     if unpaired or not down:
         raise BadInput(f"{origin} lacks LoRA keys: {shown(unpaired) or 'it holds none'}.")
+    odd = [name for name, weight in named.items() if weight.dtype not in WEIGHT_TYPES]
+    if odd:
+        kind = str(named[odd[0]].dtype).removeprefix("torch.")
+        raise BadInput(
+            f"{origin} holds weights of type {kind}: {shown(odd)}; save them as float16, bfloat16 "
+            "or float32."
+        )
     return LoraFile(down, up, norms, _common_rank(down, up, origin), None)
 
 
@@ -186,14 +196,31 @@ def _common_rank(down: dict[str, torch.Tensor], up: dict[str, torch.Tensor], ori
             f"{origin} mixes ranks: {shown(other)} differ from rank {rank} of {next(iter(down))}; "
             "use a LoRA of one rank."
         )
+    empty = [name for name in down if not down[name].numel() or not up[name].numel()]
+    if empty:
+        raise BadInput(
+            f"{origin} holds LoRA weights without values: {shown(empty)}; save it again."
+        )
     return int(rank)
 
 
-def _read_adapter_metadata(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
+def _recorded_alpha(metadata: Mapping[str, str], file: Path) -> float | None:
+    """Read alpha from the adapter's metadata; None where the file has none.
+
+    Raises:
+        BadInput: they are no JSON object, alpha is no positive number, or the LoRA is of a kind
+            that hvkf does not read.
+    """
     raw = metadata.get(ADAPTER_METADATA_KEY)
     if raw is None:
-        return {}
-    adapter = json.loads(raw)
+        return None
+    where = f"{file} has metadata ({ADAPTER_METADATA_KEY}) that"
+    try:
+        adapter = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise BadInput(f"{where} are not JSON: save the LoRA again.") from None
+    if not isinstance(adapter, dict):
+        raise BadInput(f"{where} are not a JSON object: save the LoRA again.")
     variants = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
     used = [name for name in variants if adapter.get(PREFIX + name)]
     if used:
@@ -201,7 +228,16 @@ def _read_adapter_metadata(metadata: Mapping[str, str], file: Path) -> dict[str,
             f"{file} uses {', '.join(used)}, which hvkf does not read: use a plain LoRA of one "
             "rank and one alpha."
         )
-    return dict(adapter)
+    alpha = adapter.get(f"{PREFIX}lora_alpha")
+    if alpha is None:
+        return None
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not is_number or not 0 < alpha <= MAX_ALPHA or not math.isfinite(alpha):
+        raise BadInput(
+            f"{file} records the alpha {shortened(json.dumps(alpha))}: it must be a number above 0 "
+            f"and at most {MAX_ALPHA}; save the LoRA again with the alpha that it was trained with."
+        )
+    return float(alpha)
 
 
 def _adapter_metadata(contents: LoraFile, alpha: float) -> dict[str, Any]:
@@ -229,4 +265,4 @@ def _with_sorted_metadata(blob: bytes) -> bytes:
 def shown(names: list[str]) -> str:
     """List the first names of many."""
     more = f" and {len(names) - NUM_SHOWN_KEYS} more" if len(names) > NUM_SHOWN_KEYS else ""
-    return ", ".join(names[:NUM_SHOWN_KEYS]) + more
+    return ", ".join(shortened(name, MAX_SHOWN_KEY) for name in names[:NUM_SHOWN_KEYS]) + more

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -140,4 +141,53 @@ def test_a_lora_with_another_scaling_rule_is_refused(tmp_path: Path) -> None:
     metadata = {"lora_adapter_metadata": json.dumps({"transformer.use_rslora": True})}
     save_file(small_lora(), tmp_path / "a.sft", metadata=metadata)
     with pytest.raises(BadInput, match="use_rslora"):
+        read_lora(tmp_path / "a.sft")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ("no JSON", "are not JSON"),
+        ("[" * 100_000, "are not JSON"),
+        ("[]", "are not a JSON object"),
+        *(
+            (f'{{"transformer.lora_alpha": {alpha}}}', r"records the alpha .* a number above 0")
+            for alpha in ('"8"', "[8]", "true", "0", "-8", "NaN", "Infinity", "9" * 400)
+        ),
+    ],
+)
+def test_metadata_that_say_nothing_are_refused_in_a_sentence(
+    tmp_path: Path, metadata: str, words: str
+) -> None:
+    save_file(small_lora(), tmp_path / "a.sft", metadata={"lora_adapter_metadata": metadata})
+    with pytest.raises(BadInput, match=rf"a\.sft .*{words}") as caught:
+        read_lora(tmp_path / "a.sft")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8, torch.bool])
+def test_weights_of_a_type_that_is_not_used_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
+    weights = {name: weight.to(kind) for name, weight in small_lora().items()}
+    save_file(weights, tmp_path / "a.sft")
+    with pytest.raises(BadInput, match=r"of type (float8|int8|bool).*save them as float16"):
+        read_lora(tmp_path / "a.sft")
+
+
+def test_a_rank_of_nought_is_refused(tmp_path: Path) -> None:
+    save_file(small_lora(rank=0), tmp_path / "a.sft")
+    with pytest.raises(BadInput, match="weights without values"):
+        read_lora(tmp_path / "a.sft")
+
+
+def test_a_key_of_any_length_and_letters_fits_into_the_message(tmp_path: Path) -> None:
+    save_file({**small_lora(), "\x1b[2J" + "x" * 5000: torch.ones(1)}, tmp_path / "a.sft")
+    with pytest.raises(BadInput, match="neither LoRA") as caught:
+        read_lora(tmp_path / "a.sft")
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.sft")
+    with pytest.raises(BadInput, match="no LoRA file"):
         read_lora(tmp_path / "a.sft")
