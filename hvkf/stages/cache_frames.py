@@ -14,9 +14,9 @@ from hvkf.lossless_video import FramePacker, join_frames
 from hvkf.records import Clip
 from hvkf.resize import resize_to_cover
 from hvkf.stages.cache import SceneItem
-from hvkf.stages.ingest import source_folder
-from hvkf.stages.ingest_scan import local_file
+from hvkf.stages.ingest_sources import UNREADABLE, SourceError, local_file, source_folder
 from hvkf.storage import Store, file_sha256, open_folder
+from hvkf.user_files import reason_of
 from hvkf.video import MediaFault, decode_frames, resample_indices
 
 Pixels = npt.NDArray[np.uint8]
@@ -155,10 +155,12 @@ def _resize_clip(
         try:
             file = opened.enter_context(local_file(sources, clip.source))
             found = file_sha256(file)
-        except FileNotFoundError:
-            raise MediaFault(
-                "missing", "it is gone since ingest; run `hvkf ingest` again"
-            ) from None
+        except SourceError as error:
+            is_gone = error.code == "missing"
+            message = "it is gone since ingest; run `hvkf ingest` again" if is_gone else str(error)
+            raise MediaFault(error.code, message) from error
+        except OSError as error:  # the disk, while it was hashed
+            raise MediaFault(UNREADABLE, f"it cannot be read: {reason_of(error)}") from error
         if found != clip.source_sha256:
             raise MediaFault("changed", "its bytes changed since ingest; run `hvkf ingest` again")
         decoded = opened.enter_context(closing(ahead(decode_frames(file, sorted(wanted)))))

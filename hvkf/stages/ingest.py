@@ -6,6 +6,7 @@ Reads the metadata table and the videos beside it; writes `datasets/<name>/<dige
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from hvkf import catalog, ledger
 from hvkf.config import Config
@@ -22,10 +23,12 @@ from hvkf.records import (
     digest,
 )
 from hvkf.settings.data import IngestConfig
+from hvkf.stages.ingest_sources import UNREADABLE, source_folder, source_stat, split_location
 from hvkf.stages.ingest_splits import decide_splits
 from hvkf.storage import Store, open_folder
 from hvkf.stored import read_named
 from hvkf.tables import TableRow, parse_table
+from hvkf.user_files import reason_of, shortened
 
 STAGE = "ingest"
 STAGE_VERSION = 1
@@ -68,18 +71,8 @@ class _Ingested(Record):
     splits: dict[str, str]
 
 
-def _split_location(metadata: str) -> tuple[str, str]:
-    folder, _, name = metadata.rpartition("/")
-    return folder or ("/" if metadata.startswith("/") else "."), name
-
-
-def source_folder(config: IngestConfig) -> str:
-    """The folder or `s3://` prefix that video paths are relative to."""
-    return config.base_dir or _split_location(config.metadata)[0]
-
-
 def _read_rows(config: IngestConfig) -> list[TableRow]:
-    folder, name = _split_location(config.metadata)
+    folder, name = split_location(config.metadata)
     try:
         data = open_folder(folder).read(name)
     except (FileNotFoundError, IsADirectoryError):
@@ -87,6 +80,11 @@ def _read_rows(config: IngestConfig) -> list[TableRow]:
             f"There is no table {config.metadata!r}: set ingest.metadata to a CSV, JSON, JSONL or "
             "Parquet file with a column of video paths and one of captions."
         ) from None
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"The table {shortened(config.metadata)!r} cannot be read: {reason_of(error)}; set "
+            "ingest.metadata to another file."
+        ) from error
     return parse_table(
         data,
         PurePosixPath(name).suffix,
@@ -111,12 +109,8 @@ def _scan_settings(config: IngestConfig) -> str:
 def _tasks(rows: Iterable[TableRow], sources: Store) -> list[VideoTask]:
     tasks = []
     for source in sorted({row.video for row in rows}):
-        try:
-            found = sources.stat(source)
-        except FileNotFoundError:
-            tasks.append(VideoTask(source=source, size=-1, tag="missing"))
-        else:
-            tasks.append(VideoTask(source=source, size=found.size, tag=found.tag))
+        size, tag = source_stat(sources, source)
+        tasks.append(VideoTask(source=source, size=size, tag=tag))
     return tasks
 
 
@@ -133,10 +127,13 @@ def plan(config: Config, store: Store) -> Plan:
     rows = _read_rows(ingest)
     tasks = _tasks(rows, open_folder(source_folder(ingest)))
     settings = _scan_settings(ingest)
-    _, previous = _previous(store, ingest.dataset)
+    commit, previous = _previous(store, ingest.dataset)
     known = {scan.task: scan for scan in previous.scans if scan.settings == settings}
-    new = [task for task in tasks if task not in known]
-    work = {
+    again = {task for task, scan in known.items() if _may_pass(scan)}
+    new = [task for task in tasks if task not in known or task in again]
+    # Looked at again under another name than last time: what is recorded stays.
+    attempt = commit.number if commit is not None and not again.isdisjoint(new) else 0
+    work: dict[str, Any] = {
         "dataset": ingest.dataset,
         "sources": source_folder(ingest),
         "settings": settings,
@@ -144,11 +141,14 @@ def plan(config: Config, store: Store) -> Plan:
         "rows": digest([[row.video, row.caption] for row in rows]),
         "tasks": digest([task.model_dump() for task in tasks]),
     }
+    if attempt:
+        work["attempt"] = attempt
     plan_digest = digest(work)
     parts: list[Part] = []
     for begin in range(0, len(new), VIDEOS_PER_PART):
         chunk = [task.model_dump() for task in new[begin : begin + VIDEOS_PER_PART]]
-        output = f"datasets/{ingest.dataset}/scans/{digest([settings, chunk])}.json"
+        names = [settings, chunk, attempt] if attempt else [settings, chunk]
+        output = f"datasets/{ingest.dataset}/scans/{digest(names)}.json"
         parts.append(Part(index=len(parts), outputs=(output,), work={"tasks": chunk}))
     return Plan(
         stage=STAGE,
@@ -157,6 +157,11 @@ def plan(config: Config, store: Store) -> Plan:
         inputs=work,
         parts=tuple(parts),
     )
+
+
+def _may_pass(scan: VideoScan) -> bool:
+    """Say whether a failure is of the disk or the system today, and not of the file."""
+    return scan.failure is not None and scan.failure.code == UNREADABLE
 
 
 def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:

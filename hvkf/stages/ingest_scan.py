@@ -1,29 +1,15 @@
 """One look at a source video: its hash, its size and length, its scenes."""
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from hvkf.near_duplicates import perceptual_hash
 from hvkf.records import Failure
 from hvkf.settings.data import IngestConfig
 from hvkf.stages.ingest import VideoScan, VideoTask
+from hvkf.stages.ingest_sources import UNREADABLE, SourceError, local_file
 from hvkf.storage import Store, file_sha256
+from hvkf.user_files import reason_of
 from hvkf.video import MediaFault, probe, split_scenes
-
-
-@contextlib.contextmanager
-def local_file(sources: Store, path: str) -> Iterator[Path]:
-    """Give a source video as a local file: where it lies, or a copy for the time being."""
-    found = sources.local_path(path)
-    if found is not None:
-        yield found
-        return
-    with tempfile.TemporaryDirectory(prefix="hvkf-source-") as folder:
-        file = Path(folder) / Path(path).name
-        sources.download(path, file)
-        yield file
 
 
 def scan_video(task: VideoTask, settings: str, config: IngestConfig, sources: Store) -> VideoScan:
@@ -31,10 +17,11 @@ def scan_video(task: VideoTask, settings: str, config: IngestConfig, sources: St
     try:
         with local_file(sources, task.source) as file:
             return _scan(task, settings, config, file)
-    except FileNotFoundError:
-        failure = Failure(code="missing", message="there is no such file", source=task.source)
-    except MediaFault as fault:
-        failure = Failure(code=fault.code, message=str(fault), source=task.source)
+    except (SourceError, MediaFault) as error:
+        failure = Failure(code=error.code, message=str(error), source=task.source)
+    except OSError as error:  # the disk, while it was read
+        message = f"it cannot be read: {reason_of(error)}"
+        failure = Failure(code=UNREADABLE, message=message, source=task.source)
     return VideoScan(task=task, settings=settings, failure=failure)
 
 
