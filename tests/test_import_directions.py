@@ -41,6 +41,8 @@ LEVELS = [
     {
         "hvkf.model",
         "hvkf.shards",
+        "hvkf.mds_index",
+        "hvkf.unpacking",
         "hvkf.ledger",
         "hvkf.stored",
         "hvkf.registry",

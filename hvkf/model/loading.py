@@ -136,7 +136,11 @@ def load_text_encoders(
         _check_folder(source, part)
     weights = {"variant": variant, "dtype": dtype, "use_safetensors": True, "revision": revision}
     tokenizer = _load(
-        AutoTokenizer.from_pretrained, source, subfolder="tokenizer", revision=revision
+        AutoTokenizer.from_pretrained,
+        source,
+        subfolder="tokenizer",
+        revision=revision,
+        trust_remote_code=False,  # left out, a terminal is asked whether to run a checkpoint's code
     )
     check_prefix(tokenizer)
     llama = _load(LlamaModel.from_pretrained, source, subfolder="text_encoder", **weights)

@@ -9,15 +9,20 @@ Nothing is downloaded. `evaluate.extras_weights` names a folder with, for each t
   videos [B, 3, F, H, W] of 0 to 255 and `rescale`, `resize` and `return_features` set.
 """
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torchmetrics.functional.multimodal import clip_score
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from transformers import CLIPModel, CLIPProcessor
+
+from hvkf.errors import BadInput
 
 FRAMES_AT_ONCE = 8
 
@@ -38,13 +43,13 @@ class Extras:
         self._i3d: Any = None
         if "lpips" in names:
             torch.hub.set_dir(str(weights))
-            self._lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex").to(device)
+            self._lpips = _load_lpips().to(device)
         if "fvd" in names:
             with warnings.catch_warnings():  # I3D is published as TorchScript, and torch moves on
                 warnings.filterwarnings("ignore", ".*torch.jit.load", FutureWarning)
                 self._i3d = torch.jit.load(str(weights / "i3d_torchscript.pt"), device)
         if "clip" in names:
-            model = CLIPModel.from_pretrained(weights / "clip").to(device)
+            model = CLIPModel.from_pretrained(weights / "clip", weights_only=True).to(device)
             self._clip = (model, CLIPProcessor.from_pretrained(weights / "clip"))
 
     @torch.inference_mode()
@@ -76,6 +81,33 @@ class Extras:
         video = frames.permute(3, 0, 1, 2)[None].to(self._device, torch.float32)
         features = self._i3d(video, rescale=True, resize=True, return_features=True)
         return tuple(round(value, 6) for value in features[0].tolist())
+
+
+def _load_lpips() -> LearnedPerceptualImagePatchSimilarity:
+    with _no_pickled_code():
+        try:
+            return LearnedPerceptualImagePatchSimilarity(net_type="alex")
+        except (UnpicklingError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(
+                "lpips cannot read torchvision's AlexNet weights in evaluate.extras_weights "
+                f"({reason}): put the file of torchvision itself there."
+            ) from error
+
+
+@contextmanager
+def _no_pickled_code() -> Iterator[None]:
+    """Let torch read no more than tensors from a .pth file: torchvision asks for all of pickle."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _as_images(frames: torch.Tensor, device: torch.device) -> torch.Tensor:

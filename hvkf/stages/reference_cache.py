@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hvkf.buckets import Bucket
-from hvkf.errors import BadInput, CorruptData, HvkfError
+from hvkf.errors import BadInput
+from hvkf.mds_index import INDEX_NAME, check_stored, num_samples, read_index
 from hvkf.model_source import cache_folder
 from hvkf.records import digest
 from hvkf.shards import MdsFolder, Sample
-from hvkf.storage import Store, open_folder
-from hvkf.training.items import BUCKET_NAME, INDEX_NAME, read_index
+from hvkf.storage import open_folder
+from hvkf.training.items import BUCKET_NAME
 
 LATENT_COLUMNS = ("latents", "latents_cond", "prompt_embeds", "pooled_prompt_embeds")
 MASK_COLUMN = "prompt_attention_mask"
@@ -29,6 +30,8 @@ CAPTION_COLUMN = "caption_str"
 LATENT_CHANNELS = 16
 SPATIAL_FACTOR, TEMPORAL_FACTOR = 8, 4
 SKETCH_VALUES = 512
+MAX_SIDE = 1 << 16
+MAX_SHOWN = 200
 
 Kind = Literal["latents", "videos"]
 Array = npt.NDArray[Any]
@@ -130,15 +133,15 @@ def _addresses(path: str) -> list[str]:
 
 def _folder(url: str) -> list[CacheFolder]:
     store = open_folder(url)
-    shards = [shard for shard in read_index(store)["shards"] if shard["samples"]]
+    shards = [shard for shard in read_index(store) if shard.samples]
     if not shards:
         return []
     for shard in shards:
-        _check_file(store, shard["zip_data"] or shard["raw_data"])
+        check_stored(store, shard)
     matched = BUCKET_NAME.match(posixpath.basename(url))
     bucket = str(Bucket.parse(matched.group(1))) if matched else None
-    kind = _kind_of(url, set(shards[0]["column_names"]))
-    return [CacheFolder(url, kind, bucket, sum(shard["samples"] for shard in shards))]
+    kind = _kind_of(url, set(shards[0].column_names))
+    return [CacheFolder(url, kind, bucket, num_samples(shards))]
 
 
 def _kind_of(url: str, columns: set[str]) -> Kind:
@@ -146,26 +149,12 @@ def _kind_of(url: str, columns: set[str]) -> Kind:
         return "latents"
     if columns.issuperset([VIDEO_COLUMN, CAPTION_COLUMN]):
         return "videos"
+    shown = ", ".join(sorted(columns))[:MAX_SHOWN]
     raise BadInput(
-        f"The shards of {url} have the columns {', '.join(sorted(columns))}, which neither of the "
+        f"The shards of {url} have the columns {shown}, which neither of the "
         f"reference's tools writes: latents need {', '.join([*LATENT_COLUMNS, MASK_COLUMN])}, "
         f"videos {VIDEO_COLUMN} and {CAPTION_COLUMN}."
     )
-
-
-def _check_file(store: Store, stored: dict[str, Any]) -> None:
-    path = f"{store.url}/{stored['basename']}"
-    try:
-        size = store.stat(stored["basename"]).size
-    except FileNotFoundError:
-        raise CorruptData(
-            f"The shard {path} is missing although its index names it: copy the folder again."
-        ) from None
-    if size != stored["bytes"]:
-        raise CorruptData(
-            f"The shard {path} has {size} bytes where its index says {stored['bytes']}: copy it "
-            "again from where it was made."
-        )
 
 
 def read_records(folder: CacheFolder) -> Iterator[Taken | RecordFault]:
@@ -177,24 +166,11 @@ def read_records(folder: CacheFolder) -> Iterator[Taken | RecordFault]:
     records = MdsFolder(open_folder(folder.url), cache_folder() / "shards")
     for position in range(len(records)):
         origin = f"{folder.name} record {position}"
-        sample = _read(records, position, folder)
+        sample = records[position]
         try:
             yield _take(sample, folder, origin)
         except RecordFault as fault:
             yield RecordFault(fault.code, f"{origin}: {fault}")
-
-
-def _read(records: MdsFolder, position: int, folder: CacheFolder) -> Sample:
-    try:
-        return records[position]
-    except HvkfError:
-        raise
-    except Exception as fault:  # decoders' and decompressors' faults have no common class
-        reason = " ".join(str(fault).split())
-        raise CorruptData(
-            f"Record {position} of {folder.url} cannot be read ({type(fault).__name__}: {reason}): "
-            "its shard is damaged; copy it again from where it was made."
-        ) from fault
 
 
 def _take(sample: Sample, folder: CacheFolder, origin: str) -> Taken:
@@ -202,10 +178,6 @@ def _take(sample: Sample, folder: CacheFolder, origin: str) -> Taken:
     bucket = _bucket(columns, folder)
     caption = str(sample.get(CAPTION_COLUMN, ""))
     sha256 = _content_hash(columns, caption)
-    original = (bucket.width, bucket.height)
-    if "original_width" in sample:
-        # The reference stores these two the wrong way round.
-        original = (int(sample["original_height"]), int(sample["original_width"]))
     return Taken(
         origin=origin,
         bucket=bucket,
@@ -214,19 +186,32 @@ def _take(sample: Sample, folder: CacheFolder, origin: str) -> Taken:
         columns=columns,
         caption=caption,
         source=str(sample.get("item", origin)),
-        original_size=original,
+        original_size=_original_size(sample, bucket),
     )
+
+
+def _original_size(sample: Sample, bucket: Bucket) -> tuple[int, int]:
+    # The reference stores these two the wrong way round.
+    size = sample.get("original_height", bucket.width), sample.get("original_width", bucket.height)
+    width, height = size
+    if not all(isinstance(side, np.integer | int) and 0 < side <= MAX_SIDE for side in size):
+        raise RecordFault("wrong-type", "original_width or original_height is no number of pixels")
+    return int(width), int(height)
 
 
 def _latents(sample: Sample) -> dict[str, Array]:
     columns: dict[str, Array] = {}
-    for name in (*LATENT_COLUMNS, MASK_COLUMN):
+    for name in LATENT_COLUMNS:
         array = np.asarray(sample[name])
-        if array.dtype not in (np.float32, np.float16) and name != MASK_COLUMN:
+        if array.dtype not in (np.float32, np.float16):
             raise RecordFault("wrong-type", f"{name} holds {array.dtype}, not float32")
         if not np.isfinite(array).all():
             raise RecordFault("not-finite", f"{name} holds NaN or infinity")
-        columns[name] = array.astype(np.uint8 if name == MASK_COLUMN else np.float32)
+        columns[name] = array.astype(np.float32)
+    mask = np.asarray(sample[MASK_COLUMN])
+    if not np.isin(mask, (0, 1)).all():
+        raise RecordFault("wrong-type", f"{MASK_COLUMN} holds other values than 0 and 1")
+    columns[MASK_COLUMN] = mask.astype(np.uint8)
     latents, tokens = columns["latents"], columns["prompt_embeds"]
     if latents.shape != columns["latents_cond"].shape:
         raise RecordFault("wrong-shape", "latents and latents_cond differ in shape")

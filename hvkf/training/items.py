@@ -4,7 +4,6 @@ Found without torch or `streaming`, since planning a run needs it too.
 """
 
 import hashlib
-import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
@@ -14,13 +13,14 @@ from typing import Any, NamedTuple
 from hvkf import ledger
 from hvkf.catalog import read_clips
 from hvkf.config import Config
-from hvkf.errors import BadInput, CorruptData
+from hvkf.errors import BadInput
+from hvkf.mds_index import MdsShard, check_stored, read_index
 from hvkf.records import digest
 from hvkf.settings.data import DataConfig
 from hvkf.storage import Store, open_folder
 
-INDEX_NAME = "index.json"
 SAMPLED_BYTES = 1 << 20
+MAX_SHOWN = 300
 BUCKET_NAME = re.compile(r"^(\d+x\d+x\d+)(_\d+)?$")
 
 
@@ -139,26 +139,6 @@ def _absolute(folder: str) -> str:
     return folder if "://" in folder else str(Path(folder).expanduser().absolute())
 
 
-def read_index(folder: Store) -> dict[str, Any]:
-    """Read the index of a folder of MDS shards.
-
-    Raises:
-        BadInput: there is none, or it is not one.
-    """
-    try:
-        index = json.loads(folder.read(INDEX_NAME))
-    except FileNotFoundError:
-        raise BadInput(
-            f"{folder.url} has no {INDEX_NAME}: name the folders that hold MDS shards themselves, "
-            "such as data.local=[cache/1280x720x33_00]."
-        ) from None
-    except ValueError as fault:
-        raise BadInput(f"{folder.url}/{INDEX_NAME} is not JSON ({fault}): copy it again.") from None
-    if not isinstance(index, dict) or not isinstance(index.get("shards"), list):
-        raise BadInput(f"{folder.url}/{INDEX_NAME} is not the index of MDS shards: copy it again.")
-    return index
-
-
 def _columns(data: DataConfig) -> list[tuple[str, str]]:
     """List the settings that name columns, and what they name."""
     return [
@@ -178,41 +158,30 @@ def _cache_items(
         name = posixpath.basename(entry["url"].rstrip("/"))
         matched = BUCKET_NAME.match(name)
         position = 0
-        for shard in read_index(folder)["shards"]:
+        for shard in read_index(folder):
             for setting, column in _columns(data):
-                if column not in shard["column_names"]:
+                if column not in shard.column_names:
                     raise BadInput(
                         f"The shards of {folder.url} have no column {column!r}, but "
-                        f"{', '.join(shard['column_names'])}: set {setting}."
+                        f"{', '.join(shard.column_names)[:MAX_SHOWN]}: set {setting}."
                     )
             content = _shard_identity(folder, shard)
-            for index in range(shard["samples"]):
+            for index in range(shard.samples):
                 key = digest([content, index])
                 bucket = matched.group(1) if matched else entry["url"]
                 yield Item(key, bucket, number, position), "", key
                 position += 1
 
 
-def _shard_identity(folder: Store, shard: Mapping[str, Any]) -> str:
+def _shard_identity(folder: Store, shard: MdsShard) -> str:
     """Name a shard by its index entry and parts of its bytes: reading all would take hours.
 
     Raises:
         CorruptData: it is gone, or not as long as its index says.
     """
-    stored = shard["zip_data"] or shard["raw_data"]
-    name = stored["basename"]
-    try:
-        stat = folder.stat(name)
-    except FileNotFoundError:
-        raise CorruptData(
-            f"{folder.url} lacks the shard {name} that its index names: copy it again."
-        ) from None
-    if stat.size != stored["bytes"]:
-        raise CorruptData(
-            f"The shard {folder.url}/{name} has {stat.size} bytes where its index says "
-            f"{stored['bytes']}: copy it again."
-        )
-    hashed = hashlib.sha256(digest(dict(shard)).encode())
+    stat = check_stored(folder, shard)
+    name = shard.stored.basename
+    hashed = hashlib.sha256(digest(shard.model_dump(mode="json")).encode())
     file = folder.local_path(name)
     if file is None:
         hashed.update(stat.tag.encode())

@@ -10,8 +10,8 @@ from typing import Any
 
 from hvkf import ledger
 from hvkf.errors import BadInput
+from hvkf.mds_index import read_index
 from hvkf.storage import Store, open_folder
-from hvkf.training.items import read_index
 
 UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
@@ -66,7 +66,7 @@ def _num_copied_bytes(store: Store, sources: Mapping[str, Any]) -> int:
 def _folder_bytes(folder: Store) -> int:
     """Count what is unpacked or fetched; what lies here uncompressed is read in its place."""
     return sum(
-        shard["raw_data"]["bytes"]
-        for shard in read_index(folder)["shards"]
-        if shard["zip_data"] or folder.local_path(shard["raw_data"]["basename"]) is None
+        shard.raw_data.bytes
+        for shard in read_index(folder)
+        if shard.zip_data or folder.local_path(shard.raw_data.basename) is None
     )

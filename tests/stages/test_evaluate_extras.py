@@ -50,6 +50,23 @@ def test_missing_weights_are_all_named_with_their_places(tmp_path: Path) -> None
         check_extras(wanted)
 
 
+class _Bomb:
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self._marker,)
+
+
+def test_weights_run_no_code(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    file = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    torch.save({"x": _Bomb(tmp_path / "ran")}, file)
+    with pytest.raises(BadInput, match="lpips cannot read torchvision's AlexNet weights"):
+        Extras(["lpips"], tmp_path, CPU)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_lpips_is_0_for_equal_videos_and_grows_with_their_distance(tmp_path: Path) -> None:
     from torchvision.models import alexnet
 

@@ -229,7 +229,7 @@ def test_a_cache_with_recorded_hashes_is_checked(store: FolderStore, tmp_path: P
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda shard: shard.unlink(), r"lacks the shard shard.00000.mds"),
+        (lambda shard: shard.unlink(), r"32x32x5_00/shard.00000.mds is missing"),
         (lambda shard: shard.write_bytes(shard.read_bytes()[:-9]), r"bytes where its index says"),
     ],
 )
