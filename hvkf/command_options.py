@@ -1,5 +1,6 @@
 """What the commands of the command line share: their options, and how settings are read."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,8 @@ import typer
 
 from hvkf.config import Config
 from hvkf.config_file import load_config
-from hvkf.errors import ConfigError
+from hvkf.errors import BadInput, ConfigError
+from hvkf.scratch import scratch_root
 from hvkf.shown import shown
 
 EPILOG = (
@@ -24,9 +26,14 @@ WorkspaceOption = Annotated[
     str | None, typer.Option("--workspace", help="A folder or s3://bucket/prefix.")
 ]
 
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do it without asking; scripts need it.")
+]
+
 
 def read_config(context: typer.Context, file: str | None, workspace: str | None) -> Config:
     """Read the settings that a command was given; what stands beside a file wins over it."""
+    scratch_root()  # that TMPDIR is not there is said before anything is done
     overrides = list(context.obj or ())
     if workspace is not None:
         overrides.append(f"--workspace={workspace}")
@@ -46,3 +53,18 @@ def refuse_settings(context: typer.Context, instead: str) -> None:
     if overrides := list(context.obj or ()):
         name = overrides[0].partition("=")[0]
         raise ConfigError(f"`{context.command_path}` does not look at {shown(name)}: {instead}.")
+
+
+def ask_before_deleting(question: str, *, yes: bool) -> None:
+    """Ask a person whether to delete what the question names.
+
+    Raises:
+        BadInput: nobody is there to be asked, and `yes` was not given.
+        typer.Abort: the answer was no.
+    """
+    if yes:
+        print(f"{question} Yes, by --yes.")
+        return
+    if not sys.stdin.isatty():
+        raise BadInput(f"{question} Nobody is there to be asked: add --yes to do it.")
+    typer.confirm(question, abort=True)
