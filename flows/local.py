@@ -7,6 +7,7 @@ from flows.server import temporary_server
 from hvkf.config import Config
 from hvkf.model_source import cache_folder
 from hvkf.records import Summary
+from hvkf.storage import open_folder
 
 # Nothing is sent anywhere, and a fault is told once, in hvkf's own sentence.
 PREFECT_SETTINGS = {
@@ -22,6 +23,7 @@ def run_pipeline(config: Config) -> list[Summary]:
 
     Prefect's own files lie in the workspace's folder, or in the cache where that is in S3.
     """
+    open_folder(config.workspace)  # one that cannot be is refused before a server is started
     in_folder = "://" not in config.workspace
     home = (
         Path(config.workspace).absolute() / ".prefect" if in_folder else cache_folder() / "prefect"

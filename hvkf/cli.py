@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,15 @@ from typing import Annotated, Any
 import typer
 
 from hvkf import ledger, picture_command, plan_command, render_commands
-from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_config
+from hvkf.command_options import (
+    EPILOG,
+    ConfigOption,
+    WorkspaceOption,
+    YesOption,
+    ask_before_deleting,
+    read_config,
+    refuse_settings,
+)
 from hvkf.config import Config
 from hvkf.config_file import known_keys
 from hvkf.distributed import exit_code_recorded, is_launched, rank
@@ -21,14 +30,17 @@ from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
 from hvkf.job_commands import jobs_app
 from hvkf.jobs.manifest import read_numbers
 from hvkf.jobs.spec import ERROR_PREFIX
+from hvkf.last_resort import explain_unknown
 from hvkf.plan_runner import run_parts
 from hvkf.processes import follow_parent
 from hvkf.records import Plan, Planned, Summary
 from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
+from hvkf.shown import shown, shown_name
 from hvkf.storage import Store, open_store
 
 INTERRUPTED_CODE = 130
+OVERRIDE_NAME = re.compile(r"--[^-.\s][^\s]*\.[^\s]*")
 # Typer has its own copy of click and exports of its exceptions only this one's subclass.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 STAGES = {
@@ -65,17 +77,27 @@ def stage_module(stage: str) -> ModuleType:
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell `--section.key=value` (or `--section.key value`) from the command's own words."""
-    words, overrides = [], []
+    """Tell `--section.key=value` (or `--section.key value`) from the command's own words.
+
+    Raises:
+        ConfigError: a setting without a value.
+    """
+    words: list[str] = []
+    overrides: list[str] = []
     remaining = iter(arguments)
     for word in remaining:
         name, equals, _ = word.partition("=")
-        if not name.startswith("--") or "." not in name:
+        if word == "--":  # as for any program: what follows is no option
+            return [*words, word, *remaining], overrides
+        if not OVERRIDE_NAME.fullmatch(name):
             words.append(word)
         elif equals:
             overrides.append(word)
         else:
-            overrides.append(f"{word}={next(remaining, '')}")
+            value = next(remaining, None)
+            if value is None or value.startswith("--"):
+                raise ConfigError(f"{shown(name)} has no value: write {shown_name(name)}=VALUE.")
+            overrides.append(f"{name}={value}")
     return words, overrides
 
 
@@ -120,6 +142,11 @@ def _stage_command(stage: str) -> None:
             return
         if workspace is None or plan is None:
             raise ConfigError(f"`hvkf {stage} {step}` needs --workspace and --plan.")
+        refuse_settings(context, f"{stage} {step} takes them from the plan")
+        if config is not None:
+            raise ConfigError(
+                f"`hvkf {stage} {step}` takes its settings from the plan: leave out --config."
+            )
         store = open_store(workspace)
         found = ledger.read_plan(store, stage, plan)
         if step == Step.COMMIT:
@@ -155,9 +182,8 @@ def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None, index: i
     logging.getLogger("hvkf").setLevel(logging.INFO)
     if stage == "train":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # its own handler saves a checkpoint first
-    chosen = list(range(len(plan.parts))) if parts is None else read_numbers(parts)
-    if unknown := [number for number in chosen if not 0 <= number < len(plan.parts)]:
-        raise BadInput(f"The plan has parts 0 to {len(plan.parts) - 1}, not {unknown}.")
+    numbers = range(len(plan.parts))
+    chosen = list(numbers) if parts is None else read_numbers(parts, numbers)
     if index is not None:
         if index >= len(chosen):
             raise BadInput(f"--index {index} is behind the {len(chosen)} parts given.")
@@ -230,15 +256,19 @@ def gc(
     older_than_hours: Annotated[
         float, typer.Option(min=0, help="Leave younger ones: a running job may still need them.")
     ] = 24.0,
+    yes: YesOption = False,
 ) -> None:
     """Lists what nothing refers to (killed workers, old settings), and removes it if asked."""
     from hvkf.garbage import find_garbage
 
     store = open_store(read_config(context, config, workspace).workspace)
+    print(f"workspace {store.url}")
     garbage = find_garbage(store, older_than_hours * 3600)
     for path, size in garbage:
         print(f"{size:>12} {path}")
-        if delete:
+    if delete and garbage:
+        ask_before_deleting(f"Delete these {len(garbage)} objects of {store.url}?", yes=yes)
+        for path, _ in garbage:
             store.delete(path)
     total_mb = sum(size for _, size in garbage) / 1e6
     print(
@@ -283,12 +313,14 @@ def doctor(
 
 @app.command()
 def demo(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Where to put data, checkpoint and results.")],
     prepare_only: Annotated[
         bool, typer.Option(help="Write data, checkpoint and settings, and run nothing.")
     ] = False,
 ) -> None:
     """Runs the whole chain on three real clips with a tiny checkpoint that it builds."""
+    refuse_settings(context, "it writes its own to FOLDER/config.yaml, for `hvkf run --config`")
     from hvkf.demo import prepare
 
     config = prepare(folder)
@@ -298,22 +330,36 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; faults end it with their sentence and exit code."""
-    words, overrides = split_overrides(sys.argv[1:])
+    """Run the command line; errors end it with their sentence and exit code."""
     signal.signal(signal.SIGTERM, _stop)
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command as the shell does; return its exit code.
+
+    An error is one sentence on standard error, whatever it is.
+    """
     try:
+        words, overrides = split_overrides(arguments)
         code = app(args=words, obj=overrides, standalone_mode=False)
-    except HvkfError as fault:
-        print(f"{ERROR_PREFIX}{fault}", file=sys.stderr)
-        code = fault.exit_code
-    except UsageError as fault:
-        print(f"{ERROR_PREFIX}{_explain_usage(fault)}", file=sys.stderr)
-        code = BadInput.exit_code
+    except HvkfError as error:
+        return _end(error)
+    except UsageError as error:
+        return _end(BadInput(_explain_usage(error)))
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED_CODE
+    except Exception as error:  # the last resort: it is told, and kept
+        return _end(explain_unknown(error))
     if code == INTERRUPTED_CODE:  # Typer may have caught it first
         print(f"{ERROR_PREFIX}Interrupted; the same command goes on from here.", file=sys.stderr)
-    sys.exit(code)
+    return int(code or 0)
+
+
+def _end(error: HvkfError) -> int:
+    sentence = " ".join(str(error).split()) or f"{type(error).__name__}, and nothing more is known."
+    print(f"{ERROR_PREFIX}{sentence}", file=sys.stderr)
+    return error.exit_code
 
 
 def _explain_usage(fault: Any) -> str:

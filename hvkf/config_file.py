@@ -5,25 +5,45 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hvkf.config import Config
 from hvkf.errors import ConfigError
+from hvkf.setting_values import read_value
+from hvkf.shown import cut, shown, shown_name
+from hvkf.yaml_text import read_yaml_file, read_yaml_input
 
 COMMAND_LINE = "the command line"
+STANDARD_INPUT = "standard input"
+MAX_SHOWN_ERRORS = 4
+MAX_ERRORS_LENGTH = 400
+MAX_KEY_LENGTH = 80
 
 
-def load_config(file: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Build the configuration from a YAML file and overrides such as `--cache.head_frame=3`.
+def load_config(
+    file: Path | None, overrides: Sequence[str] = (), *, from_input: bool = False
+) -> Config:
+    """Build the configuration from YAML and overrides such as `--cache.head_frame=3`, which win.
+
+    Args:
+        file: The YAML file; None: the defaults, or standard input.
+        overrides: As on the command line.
+        from_input: Read the YAML from standard input.
 
     Raises:
         ConfigError: an unreadable file, an unknown key (with the nearest valid one), a bad value.
     """
-    settings = read_settings(file) if file is not None else {}
+    settings: dict[str, Any] = {}
+    origin = COMMAND_LINE
+    if from_input:
+        origin = STANDARD_INPUT
+        settings = _mapping(read_yaml_input(origin), origin)
+    elif file is not None:
+        origin = shown_name(file)
+        settings = read_settings(file)
     overridden = [_apply(settings, override) for override in overrides]
-    return check_config(settings, COMMAND_LINE if file is None else str(file), overridden)
+    return check_config(settings, origin, overridden)
 
 
 def check_config(settings: dict[str, Any], origin: str, overridden: Sequence[str] = ()) -> Config:
@@ -35,17 +55,28 @@ def check_config(settings: dict[str, Any], origin: str, overridden: Sequence[str
         overridden: Dotted keys of those that came from the command line instead.
 
     Raises:
-        ConfigError: all unknown keys and bad values.
+        ConfigError: the first unknown keys and bad values, and how many more there are.
     """
     try:
         return Config.model_validate(settings)
-    except ValidationError as fault:
-        by_origin: dict[str, list[str]] = {}
-        for detail in fault.errors():
-            where = _origin_of(".".join(map(str, detail["loc"])), origin, overridden)
-            by_origin.setdefault(where, []).append(_explain(detail))
-        said = [f"{where}: {'; '.join(lines)}" for where, lines in by_origin.items()]
-        raise ConfigError("; ".join(said)) from None
+    except ValidationError as error:
+        raise ConfigError(_explain_all(error.errors(), origin, overridden)) from None
+
+
+def _explain_all(details: Sequence[ErrorDetails], origin: str, overridden: Sequence[str]) -> str:
+    by_origin: dict[str, list[str]] = {}
+    length = num_told = 0
+    for detail in details[:MAX_SHOWN_ERRORS]:
+        sentence = _explain(detail)
+        length += len(sentence)
+        if num_told and length > MAX_ERRORS_LENGTH:
+            break
+        num_told += 1
+        where = _origin_of(".".join(map(str, detail["loc"])), origin, overridden)
+        by_origin.setdefault(where, []).append(sentence)
+    told = "; ".join(f"{where}: {'; '.join(lines)}" for where, lines in by_origin.items())
+    more = len(details) - num_told
+    return f"{told}; and {more} more" if more else told
 
 
 def _origin_of(name: str, origin: str, overridden: Sequence[str]) -> str:
@@ -59,19 +90,15 @@ def _origin_of(name: str, origin: str, overridden: Sequence[str]) -> str:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """Read the YAML file's mapping."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no configuration file {str(file)!r}: give --config the path of a YAML file."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"{file} is not YAML: {' '.join(str(fault).split())}") from None
+    return _mapping(read_yaml_file(file), shown_name(file))
+
+
+def _mapping(content: Any, origin: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{file} must hold a mapping of sections, not a {type(content).__name__}."
+            f"{origin} must hold a mapping of sections, not a {type(content).__name__}."
         )
     return content
 
@@ -81,18 +108,19 @@ def _apply(settings: dict[str, Any], override: str) -> str:
     name, equals, text = override.removeprefix("--").partition("=")
     if not override.startswith("--") or not equals or not name:
         raise ConfigError(
-            f"{override!r} is not an override; write --section.key=value, "
+            f"{shown(override)} is not an override; write --section.key=value, "
             "such as --hparams.learning_rate=1e-4."
         )
     *parents, key = name.split(".")
     place = settings
     for parent in parents:
-        if place.get(parent) is None:
-            place[parent] = {}
+        section = place.get(parent)
+        if section is not None and not isinstance(section, dict):
+            raise ConfigError(f"{shown(override)}: {shown(parent)} is a value, not a section.")
+        # A copy: aliases of YAML make two sections one mapping.
+        place[parent] = dict(section or {})
         place = place[parent]
-        if not isinstance(place, dict):
-            raise ConfigError(f"{override!r}: {parent} is a value, not a section.")
-    place[key] = yaml.safe_load(text) if text else ""
+    place[key] = read_value(Config, name, text)
     return name
 
 
@@ -101,16 +129,20 @@ def _explain(detail: ErrorDetails) -> str:
     name = ".".join(location)
     if detail["type"] != "extra_forbidden":
         value = detail["input"]
-        shown = "" if isinstance(value, dict) else f" is {value!r}, but"
-        message = detail["msg"].removeprefix("Value error, ")
-        return f"{name}{shown} {message[0].lower()}{message[1:]}"
+        # Environment variables may hold what nobody should read in a log.
+        is_hidden = isinstance(value, dict) or "env" in location
+        value_text = "" if is_hidden else f" is {shown(value)}, but"
+        message = cut(detail["msg"].removeprefix("Value error, "))
+        return f"{shown_name(name)}{value_text} {message[0].lower()}{message[1:]}"
     valid = known_keys()
     siblings = [key for key in valid if key.split(".")[:-1] == location[:-1]]
-    nearest = difflib.get_close_matches(name, siblings or valid, 1, 0.5)
+    wanted = name[-MAX_KEY_LENGTH:]
+    nearest = difflib.get_close_matches(wanted, siblings or valid, 1, 0.5)
     # A key put into the wrong section is found by its last word.
     nearest += [key for key in valid if key.split(".")[-1] == location[-1]]
-    hint = f"did you mean {nearest[0]}?" if nearest else f"valid are {', '.join(siblings[:12])}"
-    return f"there is no setting {name}: {hint}"
+    options = siblings or [key for key in valid if "." not in key]
+    hint = f"did you mean {nearest[0]}?" if nearest else f"valid are {', '.join(options[:12])}"
+    return f"there is no setting {shown_name(name)}: {hint}"
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:

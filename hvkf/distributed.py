@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
+from hvkf.errors import BadInput, HvkfError, OwnError, Stopped, TryAgain
 from hvkf.processes import PARENT_VARIABLE, follow_parent
 
 EXIT_CODES_VARIABLE = "HVKF_EXIT_CODES"
@@ -25,7 +25,7 @@ LOCAL_RANK_VARIABLE = "LOCAL_RANK"
 # Below Kubernetes' default grace period of 30 s, so that the codes are still mapped.
 SHUTDOWN_TIMEOUT_S = 25
 # What a job ended by, when its ranks ended differently: the first of these that one of them says.
-SEVERITY = (BadInput.exit_code, 1, TryAgain.exit_code, Stopped.exit_code)
+SEVERITY = (BadInput.exit_code, OwnError.exit_code, 1, TryAgain.exit_code, Stopped.exit_code)
 
 
 def num_ranks(configured: int) -> int:
@@ -98,7 +98,7 @@ def torchrun_command(options: argparse.Namespace, shutdown_timeout_s: int) -> li
 @contextlib.contextmanager
 def exit_code_recorded() -> Iterator[None]:
     """Tell the process that launched this rank how its work ended, by its exit code."""
-    code = 1
+    code = OwnError.exit_code
     try:
         yield
         code = 0

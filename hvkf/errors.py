@@ -5,6 +5,7 @@ HvkfError (1)
 │   ├── ConfigError      a setting
 │   └── DiskFull         no room where the workspace or the scratch folder lies
 ├── CorruptData (65)     stored bytes differ from what their record says
+├── OwnError (70)        an exception that hvkf does not know: an error of hvkf itself
 ├── AlreadyExists        a conditional write found the place taken (never ends a process)
 ├── TryAgain (75)        a fault that may pass: storage away, a peer lost
 └── Stopped (143)        told to stop; what was done is saved
@@ -35,6 +36,12 @@ class CorruptData(HvkfError):
     """Stored bytes are not those that were recorded when they were written."""
 
     exit_code = 65
+
+
+class OwnError(HvkfError):
+    """An exception that hvkf does not know; the message says where its traceback lies."""
+
+    exit_code = 70
 
 
 class AlreadyExists(HvkfError):

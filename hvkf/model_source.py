@@ -69,9 +69,20 @@ def _only_one(lock: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what it can fetch again."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "hvkf"
+    """Where this machine keeps what it can fetch again.
+
+    Raises:
+        BadInput: neither XDG_CACHE_HOME nor a home folder is known.
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "hvkf"
+    try:
+        return Path.home() / ".cache" / "hvkf"
+    except RuntimeError:
+        raise BadInput(
+            "This user has no home folder: set HOME (or XDG_CACHE_HOME) to a folder that can be "
+            "written."
+        ) from None
 
 
 def model_identity(model: ModelConfig, store: Store, parts: Sequence[str]) -> str:

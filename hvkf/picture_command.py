@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from hvkf.command_options import EPILOG
+from hvkf.command_options import EPILOG, refuse_settings
 from hvkf.storage import open_store
 
 
 def picture(
+    context: typer.Context,
     stage: Annotated[str, typer.Argument(help="cache, train or evaluate.")],
     result: Annotated[str, typer.Argument(help="The result's path, as the stage's summary says.")],
     workspace: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix.")],
@@ -18,6 +19,7 @@ def picture(
     ] = None,
 ) -> None:
     """Draws a stage's result: the buckets, the losses, or the keyframes beside what was made."""
+    refuse_settings(context, "a picture has none")
     from hvkf.stages.pictures import as_data_uri, draw
 
     drawn = draw(stage, result, open_store(workspace))

@@ -10,6 +10,7 @@ from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_con
 from hvkf.config_file import load_config
 from hvkf.errors import BadInput, ConfigError
 from hvkf.settings.experiment import ModelConfig
+from hvkf.shown import shown
 from hvkf.storage import Store, open_folder, open_store
 
 
@@ -122,12 +123,12 @@ def export_lora(
     from hvkf.model.precision import TORCH_DTYPES
     from hvkf.model_source import model_folder_or_hub_id
 
+    settings = _model_settings(context, model)
     store = _store_for(lora, workspace)
     file = local_lora_file(resolve_lora(lora, store), store)
     if file is None:
         raise BadInput("There is no LoRA to export: name a file, a folder or run:RUN_ID.")
     if layout == LoraLayout.FUSED:
-        settings = _model_settings(context, model)
         source = model_folder_or_hub_id(settings, store)
         dtype = TORCH_DTYPES[precision]
         base = lora_export.Base(source, settings.revision, settings.variant, dtype)
@@ -142,6 +143,12 @@ def export_lora(
 def _model_settings(context: typer.Context, model: str | None) -> ModelConfig:
     """Read the model's settings: --model, and overrides such as --model.attention=sdpa."""
     overrides = list(context.obj or ())
+    for override in overrides:
+        name = override.partition("=")[0]
+        if not name.startswith("--model."):
+            raise ConfigError(
+                f"`{context.command_path}` looks at --model settings only, not at {shown(name)}."
+            )
     if model is not None:
         overrides.append(f"--model.pretrained_model_name_or_path={model}")
     return load_config(None, overrides).model

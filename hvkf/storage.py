@@ -9,13 +9,17 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
-from hvkf.errors import AlreadyExists, BadInput, CorruptData, DiskFull
+from hvkf.errors import AlreadyExists, BadInput, CorruptData
+from hvkf.os_errors import NO_ROOM, check_is_folder, explain_os_error
+from hvkf.settings.section import in_home
+from hvkf.shown import shown, shown_name
 from hvkf.user_files import open_regular, read_regular, shortened
 
 TEMPORARY_PREFIX = ".partial-"
@@ -23,6 +27,8 @@ LOCK_NAME = ".lock"
 COPY_CHUNK_BYTES = 1 << 20
 FORMAT_FILE = "hvkf-workspace"
 WORKSPACE_FORMAT = 1
+# As services and not only AWS take them; some have names with capitals or underscores.
+BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 
 
 class ObjectStat(NamedTuple):
@@ -99,13 +105,22 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     """Turn the system's 'no space left' into a sentence that names the folder and the fix."""
     try:
         yield
-    except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except OSError as error:
+        if error.errno not in NO_ROOM or (told := explain_os_error(error, folder)) is None:
             raise
-        raise DiskFull(
-            f"No space left on the device of {folder}: free some (`hvkf gc` shows what nothing "
-            "refers to), or set `workspace` (or TMPDIR, for scratch files) to a larger one."
-        ) from fault
+        raise told from error
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn what the system refuses a writer (room, the right to write) into sentences."""
+    try:
+        yield
+    except OSError as error:
+        told = explain_os_error(error, folder)
+        if not isinstance(told, BadInput):
+            raise
+        raise told from error
 
 
 class FolderStore:
@@ -122,7 +137,7 @@ class FolderStore:
     def _temporary(self, target: Path) -> Iterator[Path]:
         """Give a file beside the target, on the same device, that is gone afterwards."""
         temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-        with explain_full_disk(self.root):
+        with _explained(self.root):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield temporary
@@ -141,7 +156,7 @@ class FolderStore:
 
     def list(self, prefix: str) -> Iterator[str]:
         found = []
-        for folder, _, names in os.walk(self._file(prefix)):
+        for folder, _, names in os.walk(self._file(prefix), onerror=_raise_unread):
             relative = Path(folder).relative_to(self.root)
             found += [
                 (relative / name).as_posix()
@@ -176,7 +191,7 @@ class FolderStore:
         # The kernel lets go of the lock when its holder is killed. The bytes are compared, for
         # two writes may bear the same time.
         target = self._file(path)
-        with (target.parent / LOCK_NAME).open("w") as lock:
+        with _explained(self.root), (target.parent / LOCK_NAME).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_file() or target.read_bytes() != expected:
                 raise AlreadyExists(f"{self.url}/{path} was changed by another writer.")
@@ -193,7 +208,7 @@ class FolderStore:
 
     def take(self, file: Path, path: str) -> None:
         target = self._file(path)
-        with explain_full_disk(self.root):
+        with _explained(self.root):
             target.parent.mkdir(parents=True, exist_ok=True)
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -208,10 +223,18 @@ class FolderStore:
         into_place(file, lambda temporary: shutil.copyfile(self._file(path), temporary))
 
     def delete(self, path: str) -> None:
-        self._file(path).unlink(missing_ok=True)
+        with _explained(self.root):
+            self._file(path).unlink(missing_ok=True)
 
     def local_path(self, path: str) -> Path | None:
         return self._file(path)
+
+
+def _raise_unread(error: OSError) -> None:
+    """Let a listing fail where a folder may not be read: what is not seen would count as absent."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return
+    raise explain_os_error(error) or error
 
 
 def _write_durably(file: Path, data: bytes) -> None:
@@ -248,16 +271,32 @@ def object_sha256(store: Store, path: str) -> str:
 
 
 def open_folder(url: str) -> Store:
-    """Open any folder or `s3://` prefix, such as the one the source videos lie in."""
+    """Open any folder or `s3://` prefix, such as the one the source videos lie in.
+
+    Raises:
+        BadInput: a file is there or above, the bucket's name is none, or the scheme is another.
+    """
     if url.startswith("s3://"):
+        bucket = url.removeprefix("s3://").partition("/")[0]
+        if not BUCKET_NAME.fullmatch(bucket):
+            raise BadInput(
+                f"{shown_name(url)!r} names no bucket: {shown(bucket)} is not 3 to 63 letters, "
+                "digits, dots and dashes; write s3://bucket/prefix."
+            )
         from hvkf.storage_s3 import S3Store  # here, because importing s3fs takes half a second
 
         return S3Store(url)
     if "://" in url:
         raise BadInput(
-            f"{url!r} is neither a folder nor s3://bucket/prefix; other schemes are not supported."
+            f"{shown_name(url)!r} is neither a folder nor s3://bucket/prefix; other schemes are "
+            "not supported."
         )
-    return FolderStore(Path(url))
+    try:
+        folder = Path(in_home(url))
+    except ValueError as error:
+        raise BadInput(f"{shown_name(url)!r} is no folder: {error}.") from None
+    check_is_folder(folder.absolute(), "workspace or folder")
+    return FolderStore(folder)
 
 
 def open_store(url: str) -> Store:

@@ -1,5 +1,8 @@
 """Settings: YAML, overrides, and sentences that name the key and the fix."""
 
+import itertools
+import operator
+import os
 from pathlib import Path
 
 import pytest
@@ -122,3 +125,139 @@ def test_yaml_of_the_defaults_is_the_defaults() -> None:
 
 def test_an_unquoted_no_is_no_mixed_precision() -> None:
     assert load_config(None, ["--hparams.mixed_precision=no"]).hparams.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("--render.negative_prompt=a: b: c", "a: b: c"),
+        ("--render.negative_prompt=[x", "[x"),
+        ('--render.negative_prompt="', '"'),
+        ("--render.negative_prompt=*x", "*x"),
+        ("--render.negative_prompt=!!int x", "!!int x"),
+        ("--render.negative_prompt= a #2", " a #2"),
+        ("--render.negative_prompt=null", "null"),
+        ("--experiment.run_id=2026-11-29", "2026-11-29"),
+        ("--experiment.run_id=007", "007"),
+        ("--experiment.run_id=null", None),
+        ("--workspace=/x/hash1 #2", "/x/hash1 #2"),
+        ("--render.lora=none", "none"),
+        ("--hparams.learning_rate=1e-4", 1e-4),
+        ("--hparams.max_train_steps=null", None),
+        ("--hparams.max_train_steps=None", None),
+        ("--hparams.ema.use_ema=False", False),
+        ("--network.init_lora_weights=gaussian", "gaussian"),
+        ("--network.init_lora_weights=false", False),
+        ("--experiment.trackers=wandb", ("wandb",)),
+        ("--experiment.trackers=[wandb, tensorboard]", ("wandb", "tensorboard")),
+        ("--experiment.trackers=", ()),
+        ("--hparams.optimizer_args=[eps=1e-8, 'b=(0.9, 0.95)']", ("eps=1e-8", "b=(0.9, 0.95)")),
+        ("--validation.sigmas=[0.1, 1e-1]", (0.1, 0.1)),
+        ("--data.local=[2026-11-29, a]", ("2026-11-29", "a")),
+        ("--data.local=null", None),
+        ("--jobs.train.node_selector={a: 1, b: no}", {"a": "1", "b": "no"}),
+        ("--jobs.train.env.A=no", "no"),
+    ],
+)
+def test_a_settings_own_type_decides_how_its_text_is_read(override: str, value: object) -> None:
+    found: object = load_config(None, [override])
+    for name in override.removeprefix("--").partition("=")[0].split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_whole_section_may_be_given_in_flow_style() -> None:
+    config = load_config(None, ["--hparams.ema={use_ema: false, ema_decay: 0.5}"])
+    assert (config.hparams.ema.use_ema, config.hparams.ema.ema_decay) == (False, 0.5)
+
+
+def test_a_date_in_a_file_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("experiment: {run_id: 2026-11-29}")
+    assert load_config(file).experiment.run_id == "2026-11-29"
+
+
+def test_an_override_of_one_section_leaves_its_aliases_alone(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("jobs: {cache: &pods {workers: 2}, encode: *pods}")
+    jobs = load_config(file, ["--jobs.cache.workers=4"]).jobs
+    assert (jobs.cache.workers, jobs.encode.workers) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("workspace: a\ncache: {}\nworkspace: b", "'workspace' is given twice .again in line 3"),
+        ("render: {fps: 1,\n  fps: 2}", "'fps' is given twice .again in line 2"),
+        ("workspace: !!bool x", "a value is not of its tag"),
+        ("[" * 1000, "nested deeper"),
+        ("a: &a [*a]", "an alias stands within what it names"),
+        ("x" * 300_000, "larger than 256 KiB"),
+        ("render: {guidance: .nan}", "render.guidance is nan"),
+        ('workspace: "a\\0b"', "NUL"),
+        ("- 1\n- 2", "must hold a mapping"),
+    ],
+)
+def test_hostile_yaml_is_refused_in_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(file)
+    assert len(str(caught.value)) < 600
+
+
+def test_an_alias_bomb_is_refused_before_it_is_written_out(tmp_path: Path) -> None:
+    names = "abcdefghijklmnopqrstuvwxyz"
+    lines = ["a: &a [x, x]", *(f"{n}: &{n} [*{o}, *{o}]" for o, n in itertools.pairwise(names))]
+    file = tmp_path / "c.yaml"
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="aliases and values come to more than"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "device", "loop"])
+def test_what_is_no_file_of_settings_is_refused(tmp_path: Path, kind: str) -> None:
+    file = Path("/dev/zero") if kind == "device" else tmp_path / "c.yaml"
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "loop":
+        file.symlink_to(file)
+    said = {"folder": "is a folder", "loop": "cannot be read"}.get(kind, "no regular file")
+    with pytest.raises(ConfigError, match=said):
+        load_config(file)
+
+
+def test_long_values_are_shortened_and_few_errors_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    keys = [key for key in known_keys() if key.startswith("render.")]
+    file.write_text(yaml.safe_dump({"render": {key[7:]: ["x" * 99] * 9 for key in keys}}))
+    with pytest.raises(ConfigError, match=r"and \d+ more$") as caught:
+        load_config(file)
+    assert len(str(caught.value)) < 700
+
+
+def test_an_environment_variable_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["--jobs.train.env={A: [hush]}"])
+    assert "hush" not in str(caught.value)
+    assert "jobs.train.env.A" in str(caught.value)
+
+
+PATHS = [
+    *("workspace", "ingest.metadata", "ingest.base_dir", "data.local", "data.remote"),
+    *("experiment.output_dirpath", "model.pretrained_model_name_or_path", "network.lora_weights"),
+    *("render.manifest", "render.allowed_folders", "render.lora", "evaluate.extras_weights"),
+]
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_tilde_is_the_home_folder(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = load_config(None, [f"--{key}=~/x"])
+    found = operator.attrgetter(key)(config)
+    assert found in ("/home/somebody/x", ("/home/somebody/x",))
+    with pytest.raises(ConfigError, match=r"no home folder ~nobody-here: write .* \./~nobody-here"):
+        load_config(None, [f"--{key}=~nobody-here/x"])

@@ -2,8 +2,11 @@
 
 import errno
 import os
+import shutil
+import subprocess
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,3 +159,81 @@ def test_a_workspace_of_another_format_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(BadInput, match="gs://"):
         open_store("gs://bucket/prefix")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: folder / "file", "is a file: name a folder"),
+        (lambda folder: folder / "file" / "below", r"lies below .*/file, a file"),
+        (lambda folder: folder / ("x" * 300), "cannot be a folder: File name too long"),
+        (lambda folder: folder / "loop", "cannot be a folder|is a file"),
+        (lambda folder: f"{folder}/a\0b", "cannot be a folder"),
+        (lambda _: "~nobody-here/x", "no home folder ~nobody-here"),
+        (lambda _: "s3://", "names no bucket: ''"),
+        (lambda _: "s3://a b/x", "names no bucket: 'a b'"),
+        (lambda _: "s3://..%2f/x", r"names no bucket: '\.\.%2f'"),
+        (lambda _: "s3://" + "x" * 900, "names no bucket"),
+    ],
+)
+def test_what_can_be_no_workspace_is_refused(
+    tmp_path: Path, make: Callable[[Path], object], said: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(BadInput, match=said) as caught:
+        open_store(str(make(tmp_path)))
+    assert len(str(caught.value)) < 600
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/w").url == str(tmp_path / "w")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A workspace that may not be written, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("this process may not mount a small device")
+    try:
+        FolderStore(folder / "old").put("a/b", b"kept")
+        open_store(str(folder / "old"))
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_read_only_workspace_is_read_and_not_written(read_only: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"new")
+    store = open_store(str(read_only / "old"))
+    assert store.read("a/b") == b"kept"
+    writes: list[Callable[[], None]] = [
+        lambda: store.put("a/c", b""),
+        lambda: store.put_new("a/c", b""),
+        lambda: store.put_if("a/b", b"", b"kept"),
+        lambda: store.upload(file, "a/c"),
+        lambda: store.take(file, "a/c"),
+        lambda: store.delete("a/b"),
+    ]
+    for write in writes:
+        with pytest.raises(BadInput, match="cannot be used: a read-only file system"):
+            write()
+    with pytest.raises(BadInput, match="cannot be used: a read-only file system"):
+        open_store(str(read_only / "new"))
+
+
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BadInput, match="permission denied"):
+        list(store.list("a"))

@@ -5,6 +5,7 @@ list of parts. Training becomes a gang: an Indexed Job whose pods are torchrun's
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from hvkf.errors import BadInput, ConfigError
 from hvkf.jobs.spec import BAD_INPUT_CODE, NORMAL_PRIORITY, UNKNOWN, JobSpec
 from hvkf.ledger import ATTEMPT_VARIABLE
 from hvkf.progress import PROGRESS_VARIABLE
+from hvkf.shown import shown
 
 CONTAINER = "main"
 USER = 1000
@@ -33,6 +35,7 @@ RENDEZVOUS_PORT = 29500
 GRACE_MARGIN_S = 15
 KEPT_FINISHED_S = 86_400
 MAX_PARTS = 100_000
+PART_NUMBER = re.compile(r"[0-9]{1,9}")
 SPOT_TAINTS = (
     "cloud.google.com/gke-spot",
     "kubernetes.azure.com/scalesetpriority",
@@ -106,20 +109,25 @@ def write_numbers(numbers: Sequence[int]) -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
-def read_numbers(text: str) -> list[int]:
+def read_numbers(text: str, known: range) -> list[int]:
     """Read what `write_numbers` wrote.
 
     Raises:
-        BadInput: it is anything else.
+        BadInput: it is anything else, or names parts that are not among the `known` ones.
     """
-    numbers: list[int] = []
+    chosen: set[int] = set()
     for item in text.split(","):
         low, dash, high = item.partition("-")
-        try:
-            numbers += range(int(low), int(high if dash else low) + 1)
-        except ValueError:
-            raise BadInput(f"{text!r} is no list of parts: write such as 0-3,7.") from None
-    return numbers
+        if not all(PART_NUMBER.fullmatch(end) for end in ((low, high) if dash else (low,))):
+            raise BadInput(f"{shown(text)} is no list of parts: write such as 0-3,7.")
+        first, last = int(low), int(high if dash else low)
+        if first > last:
+            raise BadInput(f"{shown(item)} is no list of parts: write the smaller number first.")
+        if first not in known or last not in known:
+            there = f"parts 0 to {known[-1]}" if known else "no parts"
+            raise BadInput(f"The plan has {there}, not {shown(item)}.")
+        chosen.update(range(first, last + 1))
+    return sorted(chosen)
 
 
 def _parts_spec(job: JobSpec) -> Manifest:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from hvkf.settings.section import Precision, Section
+from hvkf.settings.section import PathText, Precision, Section
 
 
 class IngestConfig(Section):
@@ -13,10 +13,10 @@ class IngestConfig(Section):
     dataset: str = Field(
         "default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the data set."
     )
-    metadata: str = Field(
+    metadata: PathText = Field(
         "metadata.csv", description="Table of videos and captions: CSV, JSON, JSONL or Parquet."
     )
-    base_dir: str | None = Field(
+    base_dir: PathText | None = Field(
         None, description="Folder that video paths are relative to; left out, the table's folder."
     )
     video_column: str = Field("video_file", description="Column of the video's path.")
@@ -75,7 +75,11 @@ class CacheConfig(Section):
     @field_validator("bucket_reso", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
-        return [part for part in value.split(",") if part] if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+            return value
+        return [part for item in value for part in item.split(",") if part]
 
 
 class EncodeConfig(Section):
@@ -133,11 +137,11 @@ class StreamingConfig(Section):
 class DataConfig(Section):
     """What to train on."""
 
-    local: tuple[str, ...] | None = Field(
+    local: tuple[PathText, ...] | None = Field(
         None,
         description="Folders of latent shards made by the reference; left out, the workspace's.",
     )
-    remote: tuple[str, ...] | None = Field(None, description="The same in object storage.")
+    remote: tuple[PathText, ...] | None = Field(None, description="The same in object storage.")
     batch_size: int = Field(1, ge=1, description="Samples per process and step.")
     video_key: str = Field("video", description="Of the reference; has no effect.")
     caption_key: str = Field("caption", description="Of the reference; has no effect.")

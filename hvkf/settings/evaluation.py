@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hvkf.settings.section import Precision, Section
+from hvkf.settings.section import PathText, Precision, Section
 
 Extra = Literal["lpips", "clip", "fvd"]
 GateFigure = Literal["keyframe_psnr_db", "keyframe_ssim", "clip_psnr_db", "clip_ssim"]
@@ -23,7 +23,7 @@ class EvaluateConfig(Section):
     extras: tuple[Extra, ...] = Field(
         (), description="Further figures that need weights of their own: lpips, clip, fvd."
     )
-    extras_weights: str | None = Field(
+    extras_weights: PathText | None = Field(
         None, description="Folder of the worker's machine with the weights of evaluate.extras."
     )
     pairs_per_part: int = Field(64, ge=1, description="Pairs that one worker takes.")

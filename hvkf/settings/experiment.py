@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hvkf.settings.section import Section
+from hvkf.settings.section import PathText, Section
 
 
 class ExperimentConfig(Section):
@@ -17,7 +17,7 @@ class ExperimentConfig(Section):
         description="Name of the run's folder; left out, made from the name and a digest.",
     )
     random_seed: int = Field(42, description="Seed of all random draws.")
-    output_dirpath: str | None = Field(
+    output_dirpath: PathText | None = Field(
         None, description="The reference's output folder: the workspace, where none is set."
     )
     trackers: tuple[str, ...] = Field(
@@ -35,7 +35,7 @@ class ExperimentConfig(Section):
 class ModelConfig(Section):
     """Which HunyuanVideo checkpoint to use, and how."""
 
-    pretrained_model_name_or_path: str = Field(
+    pretrained_model_name_or_path: PathText = Field(
         "hunyuanvideo-community/HunyuanVideo",
         description="A hub id, a folder, or workspace:PATH for a folder in the workspace.",
     )

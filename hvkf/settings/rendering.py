@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from hvkf.settings.section import PackedFormat, Precision, Section
+from hvkf.settings.section import PackedFormat, PathText, Precision, Section
 
 
 class RenderChecks(Section):
@@ -96,17 +96,17 @@ class RenderSpeed(Section):
 class RenderConfig(Section):
     """How keyframe pairs become videos."""
 
-    manifest: str | None = Field(
+    manifest: PathText | None = Field(
         None,
         description="Table of pairs: id, first_frame, last_frame, prompt and optional settings.",
     )
-    allowed_folders: tuple[str, ...] = Field(
+    allowed_folders: tuple[PathText, ...] = Field(
         (), description="Folders or s3:// prefixes, beside the manifest's, that images may lie in."
     )
     keyframes: Literal["ends", "any"] = Field(
         "ends", description="Which keyframes rows may have: any, where the LoRA was trained so."
     )
-    lora: str | None = Field(
+    lora: PathText | None = Field(
         None,
         description="registry:NAME (what is in use), run:RUN_ID[/step-N], a file or folder, or "
         "none; left out: this run's.",

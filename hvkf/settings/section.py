@@ -1,14 +1,44 @@
 """What every group of settings is: frozen, and strict about the keys it knows."""
 
-from typing import Literal
+import os
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PackedFormat = Literal["fp8", "int8", "nf4"]
 
 
+def in_home(path: str) -> str:
+    """Write out a leading `~` or `~user`.
+
+    Raises:
+        ValueError: there is no such home folder.
+    """
+    if not path.startswith("~"):
+        return path
+    full = os.path.expanduser(path)
+    if full.startswith("~"):
+        user = path.partition("/")[0]
+        raise ValueError(f"there is no home folder {user}: write the whole path, or ./{user}")
+    return full
+
+
+# A path of this machine, an s3:// address, or a name such as run:RUN_ID.
+PathText = Annotated[str, AfterValidator(in_home)]
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _has_no_nul(cls, value: Any) -> Any:
+        texts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            raise ValueError("a NUL character is in it; no path and no program takes that")
+        return value

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from hvkf.settings.section import PackedFormat, Section
+from hvkf.settings.section import PackedFormat, PathText, Section
 
 
 class NetworkConfig(Section):
@@ -16,7 +16,7 @@ class NetworkConfig(Section):
     init_lora_weights: bool | Literal["gaussian", "olora", "pissa"] = Field(
         True, description="How the LoRA's weights begin, as peft names it."
     )
-    lora_weights: str | None = Field(
+    lora_weights: PathText | None = Field(
         None,
         description="Begin from a LoRA of this rank and these layers: a .safetensors or .sft file, "
         "a folder, run:RUN_ID[/step-N] or workspace:PATH.",

@@ -88,7 +88,7 @@ ODD_BYTES = [
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: st.SearchStrategy[bytes]) -> bytes:
-    """Draw some valid bytes with one to four places flipped, cut, replaced, inserted or repeated."""
+    """Draw valid bytes with one to four places flipped, cut, replaced, inserted or repeated."""
     data = bytearray(draw(valid))
     for _ in range(draw(st.integers(1, MAX_CHANGES))):
         place = draw(st.integers(0, len(data)))

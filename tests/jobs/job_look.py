@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from hvkf.jobs.manifest import read_numbers
+from hvkf.jobs.manifest import MAX_PARTS, read_numbers
 from tests.jobs.cluster_objects import Object, condition, set_condition
 
 BACKOFF_S = 10.0
@@ -225,7 +225,7 @@ def _is_ready(pod: Object) -> bool:
 
 
 def _numbers(text: str | None) -> list[int]:
-    return read_numbers(text) if text else []
+    return read_numbers(text, range(MAX_PARTS)) if text else []
 
 
 def _set(status: Object, name: str, value: object) -> None:

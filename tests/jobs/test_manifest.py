@@ -149,9 +149,17 @@ def test_more_parts_than_a_job_can_have_are_refused() -> None:
 
 @given(st.sets(st.integers(0, 2000), min_size=1))
 def test_numbers_are_read_as_they_were_written(numbers: set[int]) -> None:
-    assert read_numbers(write_numbers(sorted(numbers))) == sorted(numbers)
+    assert read_numbers(write_numbers(sorted(numbers)), range(2001)) == sorted(numbers)
 
 
-def test_other_words_are_no_numbers() -> None:
-    with pytest.raises(BadInput, match="0-3,7"):
-        read_numbers("1,two")
+@pytest.mark.parametrize("text", ["1,two", "", "-1", "1-", "1-2-3", "²", "9" * 5000, "2-1"])
+def test_other_words_are_no_numbers(text: str) -> None:
+    with pytest.raises(BadInput, match="is no list of parts") as caught:
+        read_numbers(text, range(5))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["0-99999999", "5", "0,1,2,5-6"])
+def test_parts_that_the_plan_lacks_are_not_all_counted_up(text: str) -> None:
+    with pytest.raises(BadInput, match=f"The plan has parts 0 to 4, not '{text.split(',')[-1]}'"):
+        read_numbers(text, range(5))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hvkf.errors import BadInput
 from hvkf.jobs import owners
 from hvkf.jobs.kubernetes import Cluster
 from hvkf.records import Plan
@@ -165,10 +166,14 @@ def test_the_commands_release_and_reap_name_what_they_delete(
     waiter = Waiter(plan, store, "flow-run")
     wait_for(lambda: waiter.said("turn"))
     (job,) = cluster.jobs()
-    run_command("jobs", "reap")
-    assert capsys.readouterr().out == ""
-    run_command("jobs", "release", "another")
-    assert capsys.readouterr().out == ""
-    run_command("jobs", "release", "flow-run")
+    with pytest.raises(BadInput, match="Nobody is there to be asked: add --yes"):
+        run_command("jobs", "reap")
+    run_command("jobs", "reap", "--yes")
+    assert "is deleted" not in capsys.readouterr().out
+    run_command("jobs", "release", "another", "--yes")
+    assert "is deleted" not in capsys.readouterr().out
+    with pytest.raises(BadInput, match="Delete the jobs of flow-run alone in namespace"):
+        run_command("jobs", "release", "flow-run")
+    run_command("jobs", "release", "flow-run", "--yes")
     assert f"{job['metadata']['name']} is deleted" in capsys.readouterr().out
     assert "was deleted while it ran" in str(waiter.end().fault)
