@@ -227,7 +227,7 @@ def test_an_index_that_has_no_end_is_not_read(tmp_path: Path) -> None:
         def stat(self, path: str) -> ObjectStat:
             return ObjectStat(1 << 40, "", 0.0)
 
-        def read(self, path: str) -> bytes:
+        def read(self, path: str, max_bytes: int | None = None) -> bytes:
             raise AssertionError("read")
 
     with pytest.raises(BadInput, match="an index has 1 to"):

@@ -67,7 +67,7 @@ def test_no_other_encoding_is_read(encoding: str) -> None:
 
 
 FIELDS = sorted(set(index_of_the_reference()["shards"][0]) - {"size_limit"})
-WRONG = ["missing", None, -1, 2.5, "x", True, [None], {}, 1 << 80]
+WRONG: list[object] = ["missing", None, -1, 2.5, "x", True, [None], {}, 1 << 80]
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -41,6 +41,7 @@ ALLOWED = {
     ("hvkf/training/gang.py", "pickle.loads"): "what the line itself pickled",
     ("hvkf/training/gang.py", "dist.all_gather_object"): "the ranks of one run",
     ("hvkf/training/gang.py", "dist.broadcast_object_list"): "the ranks of one run",
+    ("hvkf/keyframe_images.py", "image.load"): "Pillow's pixels",
     ("hvkf/stages/evaluate_extras.py", "pickle"): "the class of the error alone",
     ("hvkf/stages/evaluate_extras.py", "torch.jit.load"): (
         "TorchScript that the operator named in evaluate.extras_weights: trusted, as its setting's "
