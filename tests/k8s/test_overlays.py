@@ -1,14 +1,10 @@
 """The overlays, rendered by kustomize: what a cluster accepts, and what its pods may do."""
 
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client
 from pydantic import ValidationError
 
@@ -16,24 +12,13 @@ from hvkf.config import Config
 from hvkf.config_file import load_config
 from hvkf.jobs.manifest import labels_of
 from hvkf.jobs.spec import JobSpec
+from tests.k8s.flow_pods import IMAGE, as_stored, base_template, deployments, flow_job
+from tests.k8s.overlays import K8S, of_kind, render
 
-K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("kind", "cloud")
 Document = dict[str, Any]
 # Kinds that are not the API's own come with Kueue.
 FOREIGN = "kueue.x-k8s.io/"
-
-
-def render(folder: Path) -> list[Document]:
-    """Run kustomize on a folder."""
-    for program in (("kustomize", "build"), ("kubectl", "kustomize")):
-        if shutil.which(program[0]):
-            ended = subprocess.run(
-                [*program, str(folder)], capture_output=True, text=True, check=False
-            )
-            assert ended.returncode == 0, ended.stderr
-            return list(yaml.safe_load_all(ended.stdout))
-    pytest.skip("neither kustomize nor kubectl is installed")
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -58,11 +43,6 @@ def check(document: Document) -> None:
     model.model_validate(document)
 
 
-def of_kind(documents: list[Document], kind: str) -> dict[str, Document]:
-    """Map the names of a kind's documents to them."""
-    return {found["metadata"]["name"]: found for found in documents if found["kind"] == kind}
-
-
 def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document, Document]]:
     """Yield the name, metadata and spec of each pod template, that of flow pods among them."""
     for found in documents:
@@ -72,41 +52,19 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document, Docume
         if found["kind"] == "CronJob":
             template = found["spec"]["jobTemplate"]["spec"]["template"]
             yield found["metadata"]["name"], template["metadata"], template["spec"]
-    template = flow_job()["spec"]["template"]
+    template = flow_pods_job()["spec"]["template"]
     yield "flow", template["metadata"], template["spec"]
 
 
-def pool(image: str) -> Document:
-    """Name the image in the pool's template, as the worker's first step does."""
-    template: Document = json.loads(
-        (K8S / "base" / "pool.json").read_text().replace("HVKF_FLOW_IMAGE", image)
-    )
-    return template
-
-
-def flow_job() -> Document:
-    """Fill in Prefect's template of a flow pod's job, as its worker does."""
-    from prefect.utilities.templating import apply_values
-
-    template = pool("hvkf-flow:1")
-    values = {
-        "name": "run",
-        "namespace": "hvkf",
-        "command": ["prefect", "flow-run", "execute"],
-        "labels": {"prefect.io/flow-run-id": "1"},
-        "annotations": {},
-        "env": [],
-        "stream_output": True,
-    }
-    filled: Document = apply_values(template["job_configuration"], values)
-    manifest: Document = filled["job_manifest"]
-    return manifest
+def flow_pods_job() -> Document:
+    """Make a flow pod's job as Prefect's worker does."""
+    return as_stored(flow_job(base_template(), deployments()[0]))
 
 
 def test_every_document_is_one_of_the_api(documents: list[Document]) -> None:
     for document in documents:
         check(document)
-    check(flow_job())
+    check(flow_pods_job())
     document = json.loads(json.dumps(of_kind(documents, "Deployment")["hvkf-server"]))
     document["spec"]["template"]["spec"]["container"] = []
     with pytest.raises(ValidationError):
@@ -116,8 +74,8 @@ def test_every_document_is_one_of_the_api(documents: list[Document]) -> None:
 def test_flow_pods_run_the_workers_image_which_no_form_can_change(
     documents: list[Document],
 ) -> None:
-    assert flow_job()["spec"]["template"]["spec"]["containers"][0]["image"] == "hvkf-flow:1"
-    assert "image" not in pool("hvkf-flow:1")["variables"]["properties"]
+    assert flow_pods_job()["spec"]["template"]["spec"]["containers"][0]["image"] == IMAGE
+    assert "image" not in base_template()["variables"]["properties"]
     spec = of_kind(documents, "Deployment")["hvkf-worker"]["spec"]["template"]["spec"]
     (worker,) = spec["containers"]
     for container in [*spec["initContainers"], worker]:
@@ -128,7 +86,7 @@ def test_flow_pods_run_the_workers_image_which_no_form_can_change(
 def test_prefects_server_takes_the_pool() -> None:
     from prefect.server.schemas.actions import WorkPoolCreate
 
-    WorkPoolCreate(name="hvkf", type="kubernetes", base_job_template=pool("hvkf-flow:1"))
+    WorkPoolCreate(name="hvkf", type="kubernetes", base_job_template=base_template())
 
 
 def test_everything_lies_in_the_namespace_which_enforces_the_restricted_standard(
