@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import datetime
-import json
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+from flows.deploy import filled_template
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "hvkf-flow:1"
@@ -29,15 +30,10 @@ def deployments() -> list[Document]:
     return found
 
 
-def template_of(text: str, image: str = IMAGE) -> Document:
-    """Name the image in the pool's template, as the first step of the worker's pod does."""
-    template: Document = json.loads(text.replace("HVKF_FLOW_IMAGE", image))
-    return template
-
-
 def base_template() -> Document:
-    """Return the template of k8s/base."""
-    return template_of((ROOT / "k8s" / "base" / "pool.json").read_text())
+    """Return the template of k8s/base, as the first step of the worker's pod registers it."""
+    values = {"HVKF_FLOW_IMAGE": IMAGE, "HVKF_NAMESPACE": "hvkf"}
+    return filled_template((ROOT / "k8s" / "base" / "pool.json").read_text(), values)
 
 
 def flow_job(template: Document, entry: Document, run_name: str = "tidy-crow") -> Document:

@@ -6,7 +6,8 @@ import pytest
 from kubernetes import client
 from pydantic import ValidationError
 
-from tests.k8s.flow_pods import as_stored, base_template, deployments, flow_job, template_of
+from flows.deploy import filled_template
+from tests.k8s.flow_pods import as_stored, base_template, deployments, flow_job
 from tests.k8s.overlays import K8S, OVERLAYS, of_kind, render
 
 DEPLOYMENTS = {entry["name"]: entry for entry in deployments()}
@@ -23,12 +24,13 @@ def pool_of(documents: list[Document]) -> Document:
     spec = of_kind(documents, "Deployment")["hvkf-worker"]["spec"]["template"]["spec"]
     (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "pool"]
     text = of_kind(documents, "ConfigMap")[volume["configMap"]["name"]]["data"]["pool.json"]
-    (image,) = [
-        variable["value"]
-        for variable in spec["initContainers"][0]["env"]
-        if variable["name"] == "HVKF_FLOW_IMAGE"
-    ]
-    return template_of(text, image)
+    # The pod's own namespace comes from the API, which puts it into the variable.
+    values = {
+        "HVKF_NAMESPACE": of_kind(documents, "Deployment")["hvkf-worker"]["metadata"]["namespace"]
+    }
+    for variable in spec["initContainers"][0]["env"]:
+        values.setdefault(variable["name"], variable.get("value", ""))
+    return filled_template(text, values)
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
