@@ -43,6 +43,9 @@ class Store(Protocol):
     def read(self, path: str) -> bytes:
         """Return an object's bytes; FileNotFoundError when there is none."""
 
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        """Return `size` bytes of an object from `start` on; fewer where it ends before."""
+
     def exists(self, path: str) -> bool:
         """Say whether there is an object at `path`."""
 
@@ -125,6 +128,11 @@ class FolderStore:
 
     def read(self, path: str) -> bytes:
         return self._file(path).read_bytes()
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        with self._file(path).open("rb") as file:
+            file.seek(start)
+            return file.read(size)
 
     def exists(self, path: str) -> bool:
         return self._file(path).is_file()

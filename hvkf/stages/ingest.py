@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from hvkf import catalog, ledger
 from hvkf.config import Config
-from hvkf.errors import BadInput
+from hvkf.errors import BadInput, ConfigError
 from hvkf.progress import progress
 from hvkf.records import (
     CatalogCommit,
@@ -77,6 +77,22 @@ def source_folder(config: IngestConfig) -> str:
     return config.base_dir or _split_location(config.metadata)[0]
 
 
+def check_pods_see_sources(config: Config, stage: str) -> None:
+    """Refuse source videos that the pods of a stage cannot see.
+
+    Raises:
+        ConfigError: they lie in a folder of this machine, and nothing mounts it.
+    """
+    jobs = getattr(config.jobs, stage)
+    folder = source_folder(config.ingest)
+    if jobs.executor == "kubernetes" and "://" not in folder and not jobs.pod_patch:
+        raise ConfigError(
+            f"The videos lie in {folder!r}, a folder of this machine, which pods do not see: put "
+            "them and their table into S3 (ingest.metadata: s3://bucket/dataset/metadata.csv), or "
+            f"mount the folder by jobs.{stage}.pod_patch."
+        )
+
+
 def _read_rows(config: IngestConfig) -> list[TableRow]:
     folder, name = _split_location(config.metadata)
     try:
@@ -135,6 +151,8 @@ def plan(config: Config, store: Store) -> Plan:
     _, previous = _previous(store, ingest.dataset)
     known = {scan.task: scan for scan in previous.scans if scan.settings == settings}
     new = [task for task in tasks if task not in known]
+    if new:
+        check_pods_see_sources(config, STAGE)
     work = {
         "dataset": ingest.dataset,
         "sources": source_folder(ingest),

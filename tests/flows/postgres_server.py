@@ -64,7 +64,8 @@ def postgres_server() -> Iterator[str]:
             )
         try:
             _wait_for(folder, port, home / "log")
-            command = [folder / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "prefect"]
+            command = [str(folder / "createdb"), "-h", "127.0.0.1", "-p", str(port)]
+            command += ["-U", "prefect"]
             subprocess.run([*command, "prefect"], check=True)
             yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/prefect"
         finally:
@@ -76,7 +77,7 @@ def postgres_server() -> Iterator[str]:
 
 def _wait_for(folder: Path, port: int, log: Path) -> None:
     deadline_s = time.monotonic() + START_S
-    command = [folder / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+    command = [str(folder / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
     while subprocess.run(command, capture_output=True, check=False).returncode:
         assert time.monotonic() < deadline_s, log.read_text()
         time.sleep(0.2)

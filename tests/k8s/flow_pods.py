@@ -44,10 +44,16 @@ def flow_job(template: Document, entry: Document, run_name: str = "tidy-crow") -
     """
     variables = copy.deepcopy(entry["work_pool"]["job_variables"])
     configuration = asyncio.run(_configuration(template, variables))
-    flow = Flow(id=uuid.uuid4(), created=WHEN, updated=WHEN, name=entry["entrypoint"].split(":")[1])
+    flow_name = entry["entrypoint"].rpartition(":")[2]
+    flow = Flow(id=uuid.uuid4(), created=WHEN, updated=WHEN, name=flow_name, labels={})
     run = FlowRun(id=uuid.uuid4(), created=WHEN, updated=WHEN, name=run_name, flow_id=flow.id)
     deployment = DeploymentResponse(
-        id=uuid.uuid4(), created=WHEN, updated=WHEN, name=entry["name"], flow_id=flow.id
+        id=uuid.uuid4(),
+        created=WHEN,
+        updated=WHEN,
+        name=entry["name"],
+        flow_id=flow.id,
+        labels={},
     )
     pool = WorkPool(
         id=uuid.uuid4(),

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 from kubernetes import client
+from kubernetes.utils.quantity import parse_quantity
 from pydantic import ValidationError
 
 from hvkf.config import Config
 from hvkf.config_file import load_config
 from hvkf.jobs.manifest import labels_of
 from hvkf.jobs.spec import JobSpec
+from hvkf.settings.jobs import STAGES, StageJobs
 from tests.k8s.flow_pods import IMAGE, as_stored, base_template, deployments, flow_job
 from tests.k8s.overlays import K8S, of_kind, render
 
@@ -194,11 +196,34 @@ def test_services_choose_pods_that_there_are(documents: list[Document], config: 
 def test_the_deployed_settings_run_every_stage_on_the_cluster(
     documents: list[Document], config: Config
 ) -> None:
-    stages = [config.jobs.cache, config.jobs.encode, config.jobs.train]
-    stages += [config.jobs.evaluate, config.jobs.render]
-    assert {stage.executor for stage in stages} == {"kubernetes"}
+    assert {getattr(config.jobs, stage).executor for stage in STAGES} == {"kubernetes"}
     claim = config.jobs.cluster.cache_claim
     assert claim in of_kind(documents, "PersistentVolumeClaim")
+
+
+def asked(containers: list[Document]) -> tuple[float, float]:
+    """Sum what containers ask for: CPUs, and GiB of memory."""
+    requests = [container["resources"]["requests"] for container in containers]
+    cpus = sum(float(parse_quantity(request["cpu"])) for request in requests)
+    return cpus, sum(float(parse_quantity(request["memory"])) for request in requests) / 2**30
+
+
+def test_what_the_kind_overlay_asks_for_fits_a_laptop_and_is_told() -> None:
+    documents = render(K8S / "overlays" / "kind")
+    config = load_config(K8S / "overlays" / "kind" / "configs" / "default.yaml")
+    always = [spec["containers"][0] for _, _, spec in pod_specs(documents)]  # a flow's among them
+    cpus, memory_gib = asked(always)
+    pods = []
+    for stage in STAGES:
+        jobs: StageJobs = getattr(config.jobs, stage)
+        num_pods = jobs.nodes if stage == "train" else jobs.workers
+        request = {"cpu": jobs.cpu, "memory": jobs.memory}
+        pods.append(asked([{"resources": {"requests": request}}] * num_pods))
+    cpus, memory_gib = cpus + max(x for x, _ in pods), memory_gib + max(y for _, y in pods)
+    assert cpus <= 3.05 / 2
+    assert memory_gib <= 10.5 / 2
+    told = f"asks for {cpus:.2g} CPUs and {memory_gib:.2g} GiB"
+    assert told in (K8S.parent / "docs" / "cluster.md").read_text(), told
 
 
 def test_prefect_is_behind_tls_and_a_sign_in_in_the_cloud() -> None:

@@ -61,6 +61,9 @@ class MemoryStore:
             raise FileNotFoundError(path)
         return self._folders[folder][name]
 
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        return self.read(path)[start : start + size]
+
     def exists(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")
         return name in self._folders[folder]
