@@ -7,7 +7,7 @@ from flows.stage import run_stage
 from hvkf.records import Summary
 
 
-@flow(name="cache")
+@flow(name="cache", persist_result=False)
 def cache(request: CacheForm) -> Summary:
     """Reads the catalog and its videos; writes resized frames as MDS shards (scenes/).
 

@@ -1,24 +1,31 @@
-"""Registers the deployments of prefect.yaml and the rule that ends silent flow runs.
+"""Registers pool, deployments, the nightly schedule and the rule that ends silent flow runs.
 
-    python -m flows.deploy --pool NAME
+    python -m flows.deploy --pool NAME [--template FILE]
 
-A process pool that is not there is made; a Kubernetes pool comes from k8s/ with its template.
+Every start of `make serve` and of the cluster's worker does this. What people set on the server
+stays as they set it: schedules, pauses, limits of the pool, whether the rule is on.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import yaml
 from prefect.automations import Automation
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from hvkf.errors import HvkfError
@@ -28,6 +35,10 @@ SILENT_RULE = "hvkf: end flow runs whose process is gone"
 # Three heartbeats: a run whose process and worker were killed is crashed within two minutes.
 SILENCE_S = 90.0
 HEARTBEAT = "prefect.flow-run.heartbeat"
+PLACES = ("HVKF_FLOW_IMAGE", "HVKF_NAMESPACE")
+"""Environment variables whose names stand in a pool's template where their values belong."""
+NIGHTLY = "nightly/nightly"
+NIGHT_BEGINS = "0 2 * * *"
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended")
 
 
@@ -58,22 +69,50 @@ def create_silent_rule() -> None:
     )
     with get_client(sync_client=True) as client:
         for found in client.read_automations_by_name(SILENT_RULE):
+            wanted.enabled = found.enabled
             client.delete_automation(found.id)
     wanted.create(_sync=True)  # type: ignore[call-arg]
 
 
 def create_process_pool(name: str) -> None:
     """Create a pool whose flows run as processes of the worker's machine, if there is none."""
+    template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
-        pool = WorkPoolCreate(
-            name=name,
-            type=ProcessWorker.type,
-            base_job_template=ProcessWorker.get_default_base_job_template(),
-        )
-        try:
-            client.create_work_pool(pool)
-        except ObjectAlreadyExists:
-            return
+        _create_pool(client, name, ProcessWorker.type, template)
+
+
+def filled_template(text: str, values: Mapping[str, str]) -> dict[str, Any]:
+    """Read a pool's template, with values in the place of their names."""
+    for name in PLACES:
+        text = text.replace(name, values[name])
+    template: dict[str, Any] = json.loads(text)
+    return template
+
+
+def register_kubernetes_pool(name: str, template: dict[str, Any]) -> None:
+    """Create a pool whose flows run as pods, or bring its base job template up to date."""
+    with get_client(sync_client=True) as client:
+        if not _create_pool(client, name, "kubernetes", template):
+            # Nothing else is sent: pauses and limits are people's.
+            client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+
+
+def _create_pool(client: SyncPrefectClient, name: str, kind: str, template: dict[str, Any]) -> bool:
+    """Create a pool; False where there is one of that name."""
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+    except ObjectAlreadyExists:
+        return False
+    return True
+
+
+def add_nightly_schedule() -> None:
+    """Give the nightly deployment its schedule, switched off, where it has none."""
+    schedule = CronSchedule(cron=NIGHT_BEGINS, timezone=os.environ.get("HVKF_TIME_ZONE", "Etc/UTC"))
+    with get_client(sync_client=True) as client:
+        nightly = client.read_deployment_by_name(NIGHTLY)
+        if not nightly.schedules:
+            client.create_deployment_schedules(nightly.id, [(schedule, False)])
 
 
 def deploy(pool: str) -> None:
@@ -82,10 +121,34 @@ def deploy(pool: str) -> None:
     Raises:
         HvkfError: Prefect refused; its words are in the message.
     """
+    with tempfile.TemporaryDirectory(prefix="hvkf-deploy-") as folder:
+        file = Path(folder) / "prefect.yaml"
+        file.write_text(yaml.safe_dump(_deployments_as_they_are()))
+        _prefect_deploy(file, pool)
+
+
+def _deployments_as_they_are() -> dict[str, Any]:
+    """Read prefect.yaml, and keep paused what people have paused: Prefect would let it run."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    with get_client(sync_client=True) as client:
+        for entry in content["deployments"]:
+            flow = entry["entrypoint"].rpartition(":")[2]
+            try:
+                found = client.read_deployment_by_name(f"{flow}/{entry['name']}")
+            except ObjectNotFound:
+                continue
+            entry["paused"] = found.paused
+    return content
+
+
+def _prefect_deploy(file: Path, pool: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        [
+            *(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"),
+            *("--prefect-file", str(file)),
+        ],
         cwd=ROOT,
-        env={"HVKF_CODE": str(ROOT), "HVKF_TIME_ZONE": "Etc/UTC", **os.environ, "HVKF_POOL": pool},
+        env={"HVKF_CODE": str(ROOT), **os.environ, "HVKF_POOL": pool},
         capture_output=True,
         text=True,
         check=False,
@@ -98,9 +161,17 @@ def main() -> None:
     """Register everything with the server of PREFECT_API_URL."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", default=os.environ.get("HVKF_POOL", "local"))
-    pool = parser.parse_args().pool
-    create_process_pool(pool)
-    deploy(pool)
+    parser.add_argument(
+        "--template", type=Path, help="Base job template of a Kubernetes pool; left out: processes"
+    )
+    given = parser.parse_args()
+    if given.template is None:
+        create_process_pool(given.pool)
+    else:
+        template = filled_template(given.template.read_text(), os.environ)
+        register_kubernetes_pool(given.pool, template)
+    deploy(given.pool)
+    add_nightly_schedule()
     create_silent_rule()
 
 

@@ -7,7 +7,7 @@ from flows.stage import run_stage
 from hvkf.records import Summary
 
 
-@flow(name="encode")
+@flow(name="encode", persist_result=False)
 def encode(request: EncodeForm) -> Summary:
     """Reads scenes and the checkpoint's encoders; writes latent shards (latents/).
 

@@ -7,7 +7,7 @@ from flows.stage import run_stage
 from hvkf.records import Summary
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", persist_result=False)
 def evaluate(request: EvaluateForm) -> Summary:
     """Reads a run's LoRA and held-out clips; writes metrics and a report (evals/).
 

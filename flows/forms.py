@@ -135,10 +135,15 @@ class Form(BaseModel):
 class IngestForm(Form):
     """Which videos to take into a data set."""
 
-    SETS: ClassVar[dict[str, str]] = {"dataset": "ingest.dataset", "metadata": "ingest.metadata"}
+    SETS: ClassVar[dict[str, str]] = {
+        "dataset": "ingest.dataset",
+        "metadata": "ingest.metadata",
+        "workers": "jobs.ingest.workers",
+    }
 
     dataset: Dataset = ""
     metadata: Metadata = ""
+    workers: Workers = 0
 
 
 class CacheForm(Form):

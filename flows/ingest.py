@@ -7,7 +7,7 @@ from flows.stage import run_stage
 from hvkf.records import Summary
 
 
-@flow(name="ingest")
+@flow(name="ingest", persist_result=False)
 def ingest(request: IngestForm) -> Summary:
     """Reads a table of videos and captions; writes a catalog of clips (datasets/).
 

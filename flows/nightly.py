@@ -29,7 +29,7 @@ from hvkf.webhook import post_verdict
 RENEWALS_PER_LEASE = 4
 
 
-@flow(name="nightly")
+@flow(name="nightly", persist_result=False)
 def nightly(request: NightlyForm) -> State[Any]:
     """Retrain on what is new, evaluate, and put the new LoRA into use if it is found better.
 

@@ -10,7 +10,7 @@ from hvkf.records import Summary
 STAGES = ("ingest", "cache", "encode", "train", "evaluate")
 
 
-@flow(name="pipeline")
+@flow(name="pipeline", persist_result=False)
 def pipeline(request: PipelineForm) -> list[Summary]:
     """Run ingest, cache, encode, train, evaluate and, where a manifest is set, render.
 
@@ -20,7 +20,7 @@ def pipeline(request: PipelineForm) -> list[Summary]:
     return run_chain(request.to_config())
 
 
-@flow(name="pipeline from the shell")
+@flow(name="pipeline from the shell", persist_result=False)
 def pipeline_of(config: Config) -> list[Summary]:
     """Run the same chain with settings that were read from a file and the command line.
 
@@ -47,6 +47,7 @@ def run_below(stage: str, config: Config, timeout_s: float | None = None) -> Sum
     return summary
 
 
-@flow(flow_run_name="{stage}")
+# No result is kept: a retry runs elsewhere, and finds in the workspace what is done.
+@flow(flow_run_name="{stage}", persist_result=False)
 def _stage(stage: str, config: Config, timeout_s: float | None) -> Summary:
     return run_stage(stage, config, timeout_s)

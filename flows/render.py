@@ -7,7 +7,7 @@ from flows.stage import run_stage
 from hvkf.records import Summary
 
 
-@flow(name="render")
+@flow(name="render", persist_result=False)
 def render(request: RenderForm) -> Summary:
     """Reads a manifest of keyframe pairs and a LoRA; writes videos (renders/).
 

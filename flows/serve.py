@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flows.local import PREFECT_SETTINGS
 from flows.server import free_port, serving
+from flows.service_errors import ServiceErrors
 from hvkf.errors import Stopped
 from hvkf.processes import PARENT_VARIABLE
 
@@ -81,6 +82,11 @@ def _worker(home: Path) -> Iterator[subprocess.Popen[bytes]]:
             worker.wait()
 
 
+def _tell(errors: ServiceErrors) -> None:
+    for sentence in errors.new():
+        print(sentence, file=sys.stderr, flush=True)
+
+
 def _stop(signum: int, frame: object) -> None:
     raise Stopped("Told to stop.")
 
@@ -96,7 +102,9 @@ def main() -> None:
     try:
         with house(given.folder, given.port or free_port()) as (address, worker):
             print(f"Prefect's UI: {address}  (Ctrl-C ends everything)", flush=True)
+            errors = ServiceErrors(given.folder / "prefect" / "server.log")
             while worker.poll() is None:
+                _tell(errors)
                 time.sleep(1)
             print(
                 f"The worker ended (its log is {given.folder}/prefect/worker.log): the pages stay, "
@@ -105,7 +113,8 @@ def main() -> None:
                 flush=True,
             )
             while True:
-                time.sleep(3600)
+                _tell(errors)
+                time.sleep(1)
     except (KeyboardInterrupt, Stopped):
         print("Everything is stopped; the same command goes on from here.")
 

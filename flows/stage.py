@@ -66,7 +66,7 @@ def _work(stage: str, planned: Planned, timeout_s: float | None) -> Summary:
     return Summary.model_validate_json(run_hvkf(arguments, ""))
 
 
-@task
+@task(persist_result=False)
 def run_job(stage: str, planned: Planned) -> None:
     """Run the parts of a plan that the ledger lacks."""
     store = open_store(planned.workspace)

@@ -7,7 +7,7 @@ from flows.stage import run_stage
 from hvkf.records import Summary
 
 
-@flow(name="train")
+@flow(name="train", persist_result=False)
 def train(request: TrainForm) -> Summary:
     """Reads latents and the transformer; writes checkpoints and the LoRA (runs/).
 

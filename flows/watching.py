@@ -55,7 +55,7 @@ def watch(plan: Plan, store: Store) -> Iterator[Listener]:
             bars.console.print(line, markup=False, highlight=False)
             logger.info(line)
 
-        yield Listener(on_progress, on_log)
+        yield Listener(on_progress, on_log, logger.info)
 
 
 class _Reporter:

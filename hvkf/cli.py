@@ -1,11 +1,13 @@
 """The command line: each stage alone, the whole chain, and what this machine lacks."""
 
 import importlib
+import itertools
 import logging
+import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +34,7 @@ from hvkf.jobs.manifest import read_numbers
 from hvkf.jobs.spec import ERROR_PREFIX
 from hvkf.last_resort import explain_unknown
 from hvkf.plan_runner import run_parts
-from hvkf.processes import follow_parent
+from hvkf.processes import follow_parent, missing_modules_told
 from hvkf.records import Plan, Planned, Summary
 from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
@@ -188,7 +190,7 @@ def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None, index: i
         if index >= len(chosen):
             raise BadInput(f"--index {index} is behind the {len(chosen)} parts given.")
         chosen = [chosen[index]]
-    with exit_code_recorded():
+    with exit_code_recorded(), missing_modules_told(f"`hvkf {stage} run`"):
         stage_module(stage).run(plan, store, [plan.parts[number] for number in chosen])
 
 
@@ -296,19 +298,26 @@ def doctor(
     """Says what this machine, or a cluster, has and lacks for each stage."""
     from hvkf.doctor import examine
 
+    server = _examine_server() if "PREFECT_API_URL" in os.environ else ()
     if not cluster:
-        for line in examine():
+        for line in itertools.chain(examine(), server):
             print(line)
         return
     settings = read_config(context, config, workspace)
     from hvkf.doctor_cluster import examine_cluster  # importing the client takes a second
 
     lacking = 0
-    for line in examine_cluster(settings):
+    for line in itertools.chain(examine_cluster(settings), server):
         print(line, flush=True)
         lacking += line.startswith("lacks")
     if lacking:
         raise BadInput(f"{lacking} things are lacking (see above).")
+
+
+def _examine_server() -> Iterator[str]:
+    from flows.server_check import examine_server  # importing Prefect takes seconds
+
+    yield from examine_server()
 
 
 @app.command()
@@ -342,7 +351,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     try:
         words, overrides = split_overrides(arguments)
-        code = app(args=words, obj=overrides, standalone_mode=False)
+        with missing_modules_told(f"`hvkf {' '.join(words[:1])}`"):
+            code = app(args=words, obj=overrides, standalone_mode=False)
     except HvkfError as error:
         return _end(error)
     except UsageError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists, HvkfError
 from hvkf.jobs.kubernetes_access import Access
-from hvkf.settings.jobs import StageJobs
+from hvkf.settings.jobs import STAGES, StageJobs
 from hvkf.storage_s3 import S3Store
 
 # What flows do on the cluster; k8s/base/access.yaml grants it.
@@ -16,7 +16,6 @@ NEEDS = {
     ("", "pods/log"): ("get",),
     ("", "events"): ("list", "watch"),
 }
-STAGES = ("cache", "encode", "train", "evaluate", "render")
 CHECK_FOLDER = "doctor"
 
 

@@ -34,11 +34,9 @@ def dry_run(config: Config) -> Iterator[str]:
 
 
 def _of_stage(stage: str, config: Config, store: Store, plan: Plan | None) -> str:
-    jobs: StageJobs | None = getattr(config.jobs, stage, None)
+    jobs: StageJobs = getattr(config.jobs, stage)
     if plan is not None and (plan.committed is not None or not plan.parts):
         return f"# {stage}: done before"
-    if jobs is None:
-        return f"# {stage}: where the flow runs"
     if jobs.executor == "local":
         return f"# {stage}: {jobs.workers} processes where the flow runs"
     if plan is None:

@@ -3,6 +3,7 @@
 HvkfError (1)
 ├── BadInput (65)        what the user gave cannot work; retrying cannot help
 │   ├── ConfigError      a setting
+│   ├── MissingModule    a package that this environment lacks
 │   └── DiskFull         no room where the workspace or the scratch folder lies
 ├── CorruptData (65)     stored bytes differ from what their record says
 ├── OwnError (70)        an exception that hvkf does not know: an error of hvkf itself
@@ -26,6 +27,10 @@ class BadInput(HvkfError):
 
 class ConfigError(BadInput):
     """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class MissingModule(BadInput):
+    """This Python environment lacks a module, or cannot load it: no further start helps."""
 
 
 class DiskFull(BadInput):

@@ -3,9 +3,11 @@
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from hvkf.errors import BadInput
 from hvkf.records import digest
@@ -85,36 +87,87 @@ def cache_folder() -> Path:
         ) from None
 
 
+class _File(NamedTuple):
+    """A file of a checkpoint that lies here or elsewhere; `read` takes an offset and a size."""
+
+    name: str
+    size: int
+    read: Callable[[int, int], bytes]
+
+
 def model_identity(model: ModelConfig, store: Store, parts: Sequence[str]) -> str:
     """Name the given parts of the checkpoint (its subfolders) by content, without loading them.
 
     Files above 64 MiB count by size and by their first, middle and last MiB: another training run
-    changes all of a weights file. A hub id counts by name and revision.
+    changes all of a weights file. No more than that is read of a checkpoint in S3. A hub id counts
+    by name and revision.
     """
-    source = model_folder_or_hub_id(model, store)
-    if not Path(source).is_dir():
+    path = _path_elsewhere(model, store)
+    source = f"{store.url}/{path}" if path is not None else model_folder_or_hub_id(model, store)
+    if path is None and not Path(source).is_dir():
         return f"hub:{source}@{model.revision or 'main'}:{model.variant or ''}"
     entries = []
     for part in sorted(parts):
-        folder = Path(source) / part
-        if not folder.is_dir():
+        files = _stored(store, path, part) if path is not None else _local(Path(source), part)
+        if not files:
             raise BadInput(
                 f"The checkpoint {source} lacks the folder {part!r}; it must have diffusers' "
                 "HunyuanVideo layout."
             )
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        entries += [[str(file.relative_to(source)), _file_identity(file)] for file in files]
+        entries += [[file.name, _file_identity(file)] for file in files]
     return f"folder:{digest(entries)}"
 
 
-def _file_identity(file: Path) -> str:
-    size = file.stat().st_size
-    hashed = hashlib.sha256(str(size).encode())
-    with file.open("rb") as content:
-        if size <= WHOLE_FILE_LIMIT_BYTES:
-            hashed.update(content.read())
-        else:
-            for offset in (0, size // 2, size - SAMPLE_BYTES):
-                content.seek(offset)
-                hashed.update(content.read(SAMPLE_BYTES))
+def read_model_file(model: ModelConfig, store: Store, name: str) -> bytes | None:
+    """Read one file of the checkpoint, such as tokenizer/tokenizer.json.
+
+    Returns:
+        None where the checkpoint has no such file, or is the hub's and not here.
+    """
+    path = _path_elsewhere(model, store)
+    if path is None:
+        file = Path(model_folder_or_hub_id(model, store)) / name
+        return file.read_bytes() if file.is_file() else None
+    try:
+        return store.read(f"{path}/{name}")
+    except FileNotFoundError:
+        return None
+
+
+def _path_elsewhere(model: ModelConfig, store: Store) -> str | None:
+    """Return where in the workspace a checkpoint lies that this machine does not have."""
+    name = model.pretrained_model_name_or_path
+    if not name.startswith(WORKSPACE_SCHEME) or isinstance(store, FolderStore):
+        return None
+    return name.removeprefix(WORKSPACE_SCHEME)
+
+
+def _local(source: Path, part: str) -> list[_File]:
+    def file_of(file: Path) -> _File:
+        def read(start: int, size: int) -> bytes:
+            with file.open("rb") as content:
+                content.seek(start)
+                return content.read(size)
+
+        return _File(str(file.relative_to(source)), file.stat().st_size, read)
+
+    return [file_of(file) for file in sorted((source / part).rglob("*")) if file.is_file()]
+
+
+def _stored(store: Store, path: str, part: str) -> list[_File]:
+    def file_of(name: str) -> _File:
+        relative = str(PurePosixPath(name).relative_to(path))
+        return _File(relative, store.stat(name).size, partial(store.read_range, name))
+
+    names = [name for name in store.list(f"{path}/{part}") if not name.endswith(".lock")]
+    return [file_of(name) for name in sorted(names, key=PurePosixPath)]
+
+
+def _file_identity(file: _File) -> str:
+    hashed = hashlib.sha256(str(file.size).encode())
+    if file.size <= WHOLE_FILE_LIMIT_BYTES:
+        hashed.update(file.read(0, file.size) if file.size else b"")
+    else:
+        for offset in (0, file.size // 2, file.size - SAMPLE_BYTES):
+            hashed.update(file.read(offset, SAMPLE_BYTES))
     return hashed.hexdigest()

@@ -53,6 +53,9 @@ class Store(Protocol):
         OSError with EFBIG when there are more than `max_bytes`.
         """
 
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        """Return `size` bytes of an object from `start` on; fewer where it ends before."""
+
     def exists(self, path: str) -> bool:
         """Say whether there is an object at `path`."""
 
@@ -146,6 +149,11 @@ class FolderStore:
 
     def read(self, path: str, max_bytes: int | None = None) -> bytes:
         return read_regular(self._file(path), max_bytes)
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        with self._file(path).open("rb") as file:
+            file.seek(start)
+            return file.read(size)
 
     def exists(self, path: str) -> bool:
         return self._file(path).is_file()

@@ -120,6 +120,9 @@ class S3Store:
         )
         return b"".join([first.data, *rest])
 
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        return self._get(path, start, size=size).data
+
     def exists(self, path: str) -> bool:
         try:
             self._head(path)
@@ -288,9 +291,11 @@ class S3Store:
         with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
             return list(pool.map(work, items))
 
-    def _get(self, path: str, start: int, etag: str | None = None) -> _Chunk:
-        """Read up to CHUNK_BYTES of an object, that of the given ETag if one is given."""
-        end = start + CHUNK_BYTES - 1
+    def _get(
+        self, path: str, start: int, etag: str | None = None, size: int = CHUNK_BYTES
+    ) -> _Chunk:
+        """Read up to `size` bytes of an object, that of the given ETag if one is given."""
+        end = start + size - 1
         condition = {} if etag is None else {"IfMatch": etag}
 
         async def fetch(client: Any) -> _Chunk:

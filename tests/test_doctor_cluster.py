@@ -96,7 +96,7 @@ def config_for(workspace: str, **train: Any) -> Config:
 
 def test_a_cluster_that_has_everything_lacks_nothing(api: Api, s3: S3Service) -> None:
     url = s3.new_url()
-    queue = "/apis/kueue.x-k8s.io/v1beta1/namespaces/hvkf/localqueues/gpu"
+    queue = "/apis/kueue.x-k8s.io/v1beta2/namespaces/hvkf/localqueues/gpu"
     api.answers[queue] = (200, {"metadata": {"name": "gpu"}})
     lines = list(examine_cluster(config_for(url, gpus_per_pod=8, queue="gpu")))
     assert not [line for line in lines if not line.startswith("has ")]
@@ -106,6 +106,18 @@ def test_a_cluster_that_has_everything_lacks_nothing(api: Api, s3: S3Service) ->
     for said in ("queue gpu", "hvkf-gang", "If-None-Match", "If-Match", "refuses wrong keys"):
         assert said in text
     assert list(S3Store(url).list("doctor")) == [], "nothing is left behind"
+
+
+def test_a_context_that_names_no_namespace_means_the_one_that_is_installed(
+    api: Api, s3: S3Service, tmp_path: Path
+) -> None:
+    """As kubectl users have it: the docs' command looks where k8s/ has put everything."""
+    kubeconfig = yaml.safe_load((tmp_path / "kubeconfig").read_text())
+    del kubeconfig["contexts"][0]["context"]["namespace"]
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    lines = list(examine_cluster(config_for(s3.new_url())))
+    assert "namespace hvkf" in lines[0]
+    assert not [line for line in lines if line.startswith("lacks")]
 
 
 def test_what_is_lacking_is_named_with_its_fix(api: Api, s3: S3Service) -> None:

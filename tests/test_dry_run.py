@@ -8,6 +8,7 @@ import yaml
 
 from hvkf.cli import run_stage
 from hvkf.config import Config
+from hvkf.settings.jobs import StageJobs
 from hvkf.storage import FolderStore
 from tests.commands import run_command
 from tests.workspaces import small_config, write_dataset
@@ -40,21 +41,22 @@ def test_numbers_of_later_stages_are_question_marks(
     config: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     manifests, sentences = printed(config, capsys, tmp_path / "c.yaml")
-    assert list(manifests) == ["cache", "encode", "train"]
+    assert list(manifests) == ["ingest", "cache", "encode", "train"]
+    assert manifests["ingest"]["spec"]["completions"] == 1
     assert manifests["cache"]["metadata"]["name"] == "hvkf-cache-?-1"
     assert manifests["encode"]["spec"]["completions"] == "?"
     assert manifests["train"]["spec"]["completions"] == 1
-    assert sentences == [
-        "# ingest: where the flow runs",
-        "# evaluate: 1 processes where the flow runs",
-    ]
+    assert sentences == ["# evaluate: 1 processes where the flow runs"]
     assert not Path(config.workspace).exists()
 
 
 def test_what_is_known_is_planned(
     config: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    run_stage("ingest", config, FolderStore(Path(config.workspace)))
+    here = config.jobs.model_copy(update={"ingest": StageJobs()})
+    run_stage(
+        "ingest", config.model_copy(update={"jobs": here}), FolderStore(Path(config.workspace))
+    )
     manifests, sentences = printed(config, capsys, tmp_path / "c.yaml")
     assert sentences[0] == "# ingest: done before"
     assert manifests["cache"]["spec"]["completions"] >= 1

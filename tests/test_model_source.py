@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from hvkf.model_source import model_folder_or_hub_id
+from hvkf.errors import BadInput
+from hvkf.model_source import (
+    WHOLE_FILE_LIMIT_BYTES,
+    model_folder_or_hub_id,
+    model_identity,
+    read_model_file,
+)
 from hvkf.settings.experiment import ModelConfig
+from hvkf.storage import FolderStore
 from hvkf.storage_s3 import S3Store
 from tests.s3_server import S3Service
 
@@ -49,3 +56,55 @@ def test_processes_that_start_at_once_fetch_each_file_once(
     for name in names:
         file = Path(folder) / Path(name).relative_to("models/tiny")
         assert file.read_bytes() == name.encode()
+
+
+class MeasuredStore(S3Store):
+    """Counts the bytes that are read."""
+
+    num_bytes = 0
+
+    def read(self, path: str) -> bytes:
+        data = super().read(path)
+        self.num_bytes += len(data)
+        return data
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        data = super().read_range(path, start, size)
+        self.num_bytes += len(data)
+        return data
+
+    def download(self, path: str, file: Path) -> None:
+        pytest.fail(f"{path} is fetched only to be named")
+
+
+def test_a_checkpoint_in_s3_is_named_as_in_a_folder_by_a_little_of_its_weights(
+    s3: S3Service, tmp_path: Path
+) -> None:
+    weights = bytearray(WHOLE_FILE_LIMIT_BYTES + 5)
+    weights[0], weights[-1] = 1, 2
+    contents = {
+        "transformer/weights.safetensors": bytes(weights),
+        "transformer/config.json": b"{}",
+        "transformer/empty": b"",
+        "transformer/a/b": b"1",
+        "transformer/a-b": b"2",
+        "tokenizer/tokenizer.json": b"tokens",
+        "vae/unused.safetensors": b"3",
+    }
+    store = MeasuredStore(s3.new_url())
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+        store.upload(tmp_path / name, f"models/tiny/{name}")
+    there = ModelConfig(pretrained_model_name_or_path="workspace:models/tiny")
+    here = ModelConfig(pretrained_model_name_or_path=str(tmp_path))
+    elsewhere = FolderStore(tmp_path / "workspace")
+    parts = ("transformer", "tokenizer")
+    assert model_identity(there, store, parts) == model_identity(here, elsewhere, parts)
+    assert store.num_bytes < 4 << 20
+    name = "tokenizer/tokenizer.json"
+    assert read_model_file(there, store, name) == b"tokens"
+    assert read_model_file(here, elsewhere, name) == b"tokens"
+    assert read_model_file(there, store, "tokenizer/absent") is None
+    with pytest.raises(BadInput, match="models/tiny lacks the folder 'text_encoder'"):
+        model_identity(there, store, ["text_encoder"])

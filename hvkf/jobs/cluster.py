@@ -76,11 +76,13 @@ def _is_done(plan: Plan, before: Sequence[Part], left: Sequence[Part]) -> bool:
 
 
 def _further_starts(job: JobSpec, fault: HvkfError) -> int:
-    """How often a job is started again; parts have had their starts within theirs."""
+    """How often a job is started again."""
     if isinstance(fault, BadInput):
         return 0
     if not job.is_gang:
-        return job.jobs.max_attempts - 1 if isinstance(fault, Incomplete) else 0
+        # Parts have had their starts within theirs, but for those that were killed.
+        again = isinstance(fault, (Incomplete, said.Killed))
+        return job.jobs.max_attempts - 1 if again else 0
     return job.jobs.max_restarts if isinstance(fault, TryAgain) else job.jobs.max_attempts - 1
 
 
@@ -97,6 +99,7 @@ class WaitingTask:
         self._events: list[Manifest] = []
         self._logs: dict[str, PodLog] = {}
         self._told: set[str] = set()
+        self._detailed: set[str] = set()
         self._given_up: set[str] = set()  # uids of jobs that this has ended
         self._adopted_pods: set[str] = set()
         self._unready_since_s: dict[str, float] = {}
@@ -108,8 +111,8 @@ class WaitingTask:
         self._is_gang = job.is_gang
         try:
             self._find_or_create(job)
-            with Lease(self._cluster, self._name, self._owner):
-                return self._wait(job)
+            with Lease(self._cluster, self._name, self._owner) as lease:
+                return self._wait(job, lease)
         except BaseException:
             self._leave()
             raise
@@ -198,10 +201,11 @@ class WaitingTask:
         self._name, self.attempt = name, attempt
         self._follow_logs()
 
-    def _wait(self, job: JobSpec) -> HvkfError | None:
+    def _wait(self, job: JobSpec, lease: Lease) -> HvkfError | None:
         waiting_since_s = time.monotonic()
         while True:
             self._take(TICK_S)
+            lease.check()
             current = self._seen["job"].get(self._name)
             if current is None or said.is_deleted(current):
                 return TryAgain(f"{self._name} was deleted while it ran: run again to go on.")
@@ -277,7 +281,10 @@ class WaitingTask:
             if block.is_final:
                 raise BadInput(f"{self._name}: {block.sentence}.")
             sentences.append(block.sentence)
-            self._tell(f"{job.stage}: {block.sentence}")
+            self._tell(f"{job.stage}: {block.brief}")
+            if block.sentence not in self._detailed:
+                self._detailed.add(block.sentence)
+                self._listener.on_detail(f"{job.stage}: {block.sentence}")
         return sentences
 
     def _conclude(self, job: JobSpec, kind: str, reason: str, message: str) -> HvkfError | None:

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 from hvkf.errors import BadInput, HvkfError, TryAgain
 from hvkf.jobs.kubernetes_faults import exceeds_whole_quota, quota_words
 from hvkf.jobs.manifest import ATTEMPT_LABEL, CONTAINER, OWNER_PREFIX, Manifest
-from hvkf.jobs.spec import BAD_INPUT_CODE, STOPPED_CODE, TRY_AGAIN_CODE
+from hvkf.jobs.spec import BAD_INPUT_CODE, KILLED_CODE, STOPPED_CODE, TRY_AGAIN_CODE
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
-KILLED_CODE = 137
 IMAGE_REASONS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 # What a registry says of an image that no waiting brings.
 IMAGE_NEVER = ("not found", "manifest unknown", "denied", "unauthorized", "does not exist")
@@ -23,11 +22,23 @@ DISRUPTIONS = {
 }
 
 
+class Killed(TryAgain):
+    """A pod was killed, and not for its memory."""
+
+
 class Blocked(NamedTuple):
-    """Why a pod does not start; `is_final` when no waiting helps."""
+    """Why a pod does not start; `is_final` when no waiting helps.
+
+    `sentence` has the cluster's own words, which change while the reason stays; `brief` has not.
+    """
 
     sentence: str
     is_final: bool
+    brief: str
+
+
+def _block(what: str, words: str, fix: str, *, is_final: bool) -> Blocked:
+    return Blocked(f"{what} ({words}): {fix}", is_final, f"{what}: {fix}")
 
 
 class PodEnd(NamedTuple):
@@ -145,7 +156,7 @@ def _cause(
     if code == BAD_INPUT_CODE:
         return BadInput, "found input that it cannot use", ""
     if code in (None, KILLED_CODE):
-        return TryAgain, "was killed", ""
+        return Killed, "was killed", ""
     if code == STOPPED_CODE:
         return TryAgain, "was told to stop", ""
     if code == TRY_AGAIN_CODE:
@@ -159,25 +170,27 @@ def blocked(pod: Manifest, stage: str) -> Blocked | None:
     if scheduled is not None and scheduled["status"] == "False":
         message = scheduled.get("message", "")
         fix = _scheduling_fix(message, stage)
-        return Blocked(f"no node takes a pod of {stage} ({_first_sentence(message)}): {fix}", False)
+        what = f"no node takes a pod of {stage}"
+        return _block(what, _first_sentence(message), fix, is_final=False)
     waiting = _container(pod).get("waiting", {})
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in IMAGE_REASONS:
         image = pod["spec"]["containers"][0]["image"]
         final = reason in ("ErrImageNeverPull", "InvalidImageName")
         final = final or any(word in message.lower() for word in IMAGE_NEVER)
-        return Blocked(
-            f"the image {image} of {stage} cannot be had ({reason}: {message or 'no details'}): "
-            f"push it, or set jobs.cluster.image (jobs.{stage}.image), or give the service account "
-            "its pull secret",
-            final,
+        fix = f"push it, or set jobs.cluster.image (jobs.{stage}.image), or give the service "
+        return _block(
+            f"the image {image} of {stage} cannot be had",
+            f"{reason}: {message or 'no details'}",
+            fix + "account its pull secret",
+            is_final=final,
         )
     if reason == "CreateContainerConfigError":
         fix = "create it, or set jobs.cluster.s3_secret"
-        return Blocked(f"a pod of {stage} cannot be set up ({message}): {fix}", True)
+        return _block(f"a pod of {stage} cannot be set up", message, fix, is_final=True)
     if reason in COMMAND_REASONS:
         fix = "use an image that docker/ builds, which has the command hvkf"
-        return Blocked(f"a pod of {stage} cannot start ({message}): {fix}", True)
+        return _block(f"a pod of {stage} cannot start", message, fix, is_final=True)
     return None
 
 
@@ -186,17 +199,21 @@ def blocked_by_event(event: Manifest, stage: str) -> Blocked | None:
     reason, message = event.get("reason", ""), event.get("message", "")
     if reason == "FailedCreate":
         if (words := quota_words(message)) is not None:
-            return Blocked(words.rstrip("."), exceeds_whole_quota(message))
+            sentence = words.rstrip(".")
+            # What is used changes from pod to pod.
+            brief = re.sub(r" \(requested .*?\):", ":", sentence)
+            return Blocked(sentence, exceeds_whole_quota(message), brief)
         if "serviceaccount" in message and "not found" in message:
             fix = "apply k8s/base, or set jobs.cluster.service_account"
-            return Blocked(f"pods of {stage} have no service account ({message}): {fix}", True)
+            return _block(f"pods of {stage} have no service account", message, fix, is_final=True)
         if "violates PodSecurity" in message:
             fix = f"jobs.{stage}.pod_patch must keep to the restricted Pod Security Standard"
-            return Blocked(f"pods of {stage} are refused ({message}): {fix}", True)
-        return Blocked(f"pods of {stage} cannot be created ({message})", False)
+            return _block(f"pods of {stage} are refused", message, fix, is_final=True)
+        fix = "`kubectl get events` says more"
+        return _block(f"pods of {stage} cannot be created", message, fix, is_final=False)
     if reason in ("FailedMount", "FailedAttachVolume"):
         fix = "check jobs.cluster.cache_claim, and volumes of pod_patch"
-        return Blocked(f"a volume of {stage} cannot be mounted ({message}): {fix}", False)
+        return _block(f"a volume of {stage} cannot be mounted", message, fix, is_final=False)
     return None
 
 

@@ -4,6 +4,7 @@ Watches go on from their last version whatever happens to their connections; log
 last line. Whoever reads the queue meets a fault only when it is final.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 from hvkf.errors import HvkfError, TryAgain
 from hvkf.jobs.kubernetes import BACKOFF_S, Cluster
 from hvkf.jobs.kubernetes_faults import ApiDown, Gone, NotFound
+
+log = logging.getLogger(__name__)
 
 KINDS = ("job", "pod", "event")
 LOG_RETRY_S = 1.0
@@ -66,9 +69,21 @@ class Feed:
         self._start(f"log {pod}", self._follow, pod, num_lines)
 
     def _start(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+        thread = threading.Thread(
+            target=self._heard, args=(name, target, arguments), name=name, daemon=True
+        )
         self._threads.append(thread)
         thread.start()
+
+    def _heard(self, name: str, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        """Run a thread's work; whatever ends it is told to whoever waits for its messages."""
+        try:
+            target(*arguments)
+        except BaseException as error:
+            log.error("The thread %r ended:", name, exc_info=error)
+            words = f"{type(error).__name__}: {error}"
+            ended = HvkfError(f"The thread {name!r} that hears of the job ended ({words}).")
+            self.messages.put(Message("fault", "", ended))
 
     def _list(self, kind: str) -> str:
         items, version = self._cluster.list(kind, self._selectors[kind])

@@ -126,12 +126,10 @@ class Cluster:
         )
         opened(response)
         for line in _lines(response):
-            event = json.loads(line)
-            if event["type"] == "ERROR":
-                raise explain(
-                    event["object"].get("code", 500), event["object"], self.namespace, self.host
-                )
-            yield event["type"], event["object"]
+            kind, seen = _event_of(line)
+            if kind == "ERROR":
+                raise explain(seen.get("code", 500), seen, self.namespace, self.host)
+            yield kind, seen
 
     def create_job(self, manifest: Manifest) -> Manifest:
         """Create a job.
@@ -212,7 +210,7 @@ class Cluster:
             **options,
         )
         opened(response)
-        for line in _lines(response):
+        for line in _lines(response, with_rest=True):
             yield line.decode(errors="replace")
 
     def _seconds_since(self, moment: str) -> int:
@@ -293,8 +291,26 @@ class Cluster:
             )
 
 
-def _lines(response: Any) -> Iterator[bytes]:
+def _event_of(line: bytes) -> tuple[str, Manifest]:
+    """Read a line of a watch: what happened, and to which object.
+
+    Raises:
+        ApiDown: it is none, as what comes of a connection that was closed meanwhile.
+    """
+    try:
+        event = json.loads(line)
+        return event["type"], event["object"]
+    except (ValueError, KeyError, TypeError) as error:  # bytes that are no text are a ValueError
+        raise ApiDown(f"the watch sent {line[:80]!r}, which is no event") from error
+
+
+def _lines(response: Any, *, with_rest: bool = False) -> Iterator[bytes]:
     """Yield an open answer's lines as they come.
+
+    Args:
+        response: The answer.
+        with_rest: Count what comes behind the last line's end as a line; else it is one that was
+            cut off with the connection.
 
     Raises:
         ApiDown: the connection broke.
@@ -308,7 +324,7 @@ def _lines(response: Any) -> Iterator[bytes]:
         except (urllib3.exceptions.HTTPError, OSError, AttributeError) as fault:
             # urllib3 raises AttributeError when another thread has closed the answer.
             raise ApiDown(f"the connection was lost: {fault}") from fault
-    if rest:
+    if rest and with_rest:
         yield rest
 
 

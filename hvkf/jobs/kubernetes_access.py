@@ -14,7 +14,7 @@ from hvkf.jobs.kubernetes_config import load_configuration
 from hvkf.settings.jobs import ClusterJobs
 
 TIMEOUT_S = (5.0, 15.0)
-QUEUE_GROUP, QUEUE_VERSION = "kueue.x-k8s.io", "v1beta1"
+QUEUE_GROUP, QUEUE_VERSION = "kueue.x-k8s.io", "v1beta2"
 
 
 class Access:

@@ -10,6 +10,8 @@ from kubernetes import config as kube_config
 from hvkf.errors import ConfigError
 from hvkf.settings.jobs import ClusterJobs
 
+# Where k8s/ installs: what a context that names no namespace means here.
+INSTALLED_NAMESPACE = "hvkf"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -48,5 +50,5 @@ def _load(configuration: Any, context: str | None) -> str:
     kube_config.load_kube_config(context=context, client_configuration=configuration)
     contexts, current = kube_config.list_kube_config_contexts()
     chosen = next((found for found in contexts if found["name"] == context), current)
-    namespace: str = chosen["context"].get("namespace") or "default"
+    namespace: str = chosen["context"].get("namespace") or INSTALLED_NAMESPACE
     return namespace

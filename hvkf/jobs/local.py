@@ -2,12 +2,14 @@
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 from hvkf.distributed import launch_command
@@ -21,6 +23,7 @@ from hvkf.records import Plan
 from hvkf.storage import Store
 
 STOP_GRACE_S = 30.0
+KERNEL_COUNTS = Path("/proc/vmstat")
 
 
 class Worker(NamedTuple):
@@ -109,6 +112,7 @@ def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
     assert job.parts is not None
     shares = share_out(job.parts, 1 if job.is_gang else job.jobs.workers)
     environment = worker_environment(job, job.jobs.workers if job.is_gang else len(shares))
+    kills_before = out_of_memory_kills()
     workers = [Worker(_start(worker_command(job, share), environment), share) for share in shares]
     lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
     for index, worker in enumerate(workers):
@@ -123,7 +127,22 @@ def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
         code = worker.process.wait()
         sentence = last_words.get(index) or f"A worker of {job.name} ended with exit code {code}"
         faults.append(fault_of(code, sentence))
+        if code == -signal.SIGKILL and out_of_memory_kills() > kills_before:
+            faults[-1] = BadInput(
+                f"{job.name}: a worker was killed, for memory ran out: raise this machine's or "
+                f"container's memory, or lower jobs.{job.stage}.workers or the batch size."
+            )
     return max((fault for fault in faults if fault), key=_severity, default=None)
+
+
+def out_of_memory_kills() -> int:
+    """Count the processes that the kernel has killed for memory; 0 where it does not say."""
+    try:
+        text = KERNEL_COUNTS.read_text()
+    except OSError:
+        return 0
+    counts = dict(line.split() for line in text.splitlines())
+    return int(counts.get("oom_kill", 0))
 
 
 def _severity(fault: HvkfError) -> int:
@@ -147,10 +166,12 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[
 
 def _read_lines(index: int, worker: Worker, lines: "queue.Queue[tuple[int, str | None]]") -> None:
     assert worker.process.stdout is not None
-    with worker.process.stdout as output:
-        for line in output:
-            lines.put((index, line.rstrip("\n")))
-    lines.put((index, None))
+    try:
+        with worker.process.stdout as output:
+            for line in output:
+                lines.put((index, line.rstrip("\n")))
+    finally:
+        lines.put((index, None))  # whatever ends this: whoever relays must not wait for ever
 
 
 def _relay(

@@ -14,7 +14,7 @@ import jsonpointer
 
 from hvkf.distributed import launch_command
 from hvkf.errors import BadInput, ConfigError
-from hvkf.jobs.spec import BAD_INPUT_CODE, NORMAL_PRIORITY, UNKNOWN, JobSpec
+from hvkf.jobs.spec import BAD_INPUT_CODE, KILLED_CODE, NORMAL_PRIORITY, UNKNOWN, JobSpec
 from hvkf.ledger import ATTEMPT_VARIABLE
 from hvkf.progress import PROGRESS_VARIABLE
 from hvkf.shown import shown
@@ -143,24 +143,25 @@ def _parts_spec(job: JobSpec) -> Manifest:
             )
     return {
         "completions": completions,
-        "parallelism": job.jobs.workers
-        if job.parts is None
-        else min(job.jobs.workers, completions),
+        "parallelism": parallelism,
         "backoffLimitPerIndex": job.jobs.max_attempts - 1,
         "maxFailedIndexes": completions,
         "podFailurePolicy": {
+            # The first that fits counts: a disrupted pod may have been killed as well.
             "rules": [
                 {
+                    "action": "Ignore",
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                },
+                {
+                    # What is killed is most often out of memory, and would be at every start. The
+                    # waiting task sees why, and starts again what was killed for another reason.
                     "action": "FailIndex",
                     "onExitCodes": {
                         "containerName": CONTAINER,
                         "operator": "In",
-                        "values": [BAD_INPUT_CODE],
+                        "values": [BAD_INPUT_CODE, KILLED_CODE],
                     },
-                },
-                {
-                    "action": "Ignore",
-                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
                 },
             ]
         },

@@ -47,7 +47,8 @@ class Lease:
         self._job = job
         self._owner = owner
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name=f"lease {job}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"lease {job}", daemon=True)
+        self._error: BaseException | None = None
 
     def __enter__(self) -> "Lease":
         self._thread.start()
@@ -56,6 +57,18 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(5.0)
+
+    def check(self) -> None:
+        """Raise the error that ended the renewing, if one did: the job would be reaped unheard."""
+        if self._error is not None:
+            words = f"{type(self._error).__name__}: {self._error}"
+            raise HvkfError(f"The lease of {self._job} is no longer renewed ({words}).")
+
+    def _run(self) -> None:
+        try:
+            self._renew()
+        except BaseException as error:
+            self._error = error
 
     def _renew(self) -> None:
         period_s = self._cluster.settings.lease_s / 3

@@ -9,6 +9,7 @@ from hvkf.settings.jobs import ClusterJobs, StageJobs
 
 BAD_INPUT_CODE = 65
 TRY_AGAIN_CODE = 75
+KILLED_CODE = 137
 STOPPED_CODE = 143
 
 
@@ -19,11 +20,19 @@ NORMAL_PRIORITY = "normal"
 Progress = dict[str, object]
 
 
+def _unheard(line: str) -> None:
+    """Leave out what only a run's log has room for."""
+
+
 class Listener(NamedTuple):
-    """What an executor tells its caller while a job runs."""
+    """What an executor tells its caller while a job runs.
+
+    `on_detail` takes long forms of what `on_log` was told in short; a terminal leaves them out.
+    """
 
     on_progress: Callable[[int, Progress], None]
     on_log: Callable[[str], None]
+    on_detail: Callable[[str], None] = _unheard
 
 
 class JobSpec(Record):
@@ -60,7 +69,7 @@ class JobSpec(Record):
 
 
 def stage_jobs(plan: Plan) -> StageJobs:
-    """How the plan's configuration spreads this stage's work; stages without a setting: one."""
+    """How the plan's configuration spreads this stage's work."""
     settings = plan.config.get("jobs", {}).get(plan.stage)
     return StageJobs.model_validate(settings) if settings else StageJobs()
 

@@ -9,11 +9,12 @@ from typing import Any, Literal, Self
 
 import jsonpatch
 import jsonpointer
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hvkf.settings.section import Section
 
 DEPLOYED_ONLY: dict[str, Any] = {"deployed_only": True}
+STAGES = ("ingest", "cache", "encode", "train", "evaluate", "render")
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 DNS_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 TOLERATION = r"^[A-Za-z0-9][-A-Za-z0-9_./]*(=[-A-Za-z0-9_.]*)?(:(NoSchedule|NoExecute))?$"
@@ -125,6 +126,10 @@ class StageJobs(Section):
         return value
 
 
+def _given(jobs: StageJobs) -> dict[str, Any]:
+    return {name: getattr(jobs, name) for name in jobs.model_fields_set}
+
+
 class ClusterJobs(Section):
     """What the jobs of all stages share on a Kubernetes cluster; of the deployed settings only."""
 
@@ -137,7 +142,7 @@ class ClusterJobs(Section):
     namespace: str | None = Field(
         None,
         pattern=DNS_NAME,
-        description="Namespace; left out: that of the pod this runs in, or of the context.",
+        description="Namespace; left out: that of this pod, or of the context, or hvkf.",
         json_schema_extra=DEPLOYED_ONLY,
     )
     context: str | None = Field(
@@ -203,15 +208,33 @@ class JobsConfig(Section):
     """How each stage's work is spread over processes."""
 
     cluster: ClusterJobs = ClusterJobs()
+    ingest: StageJobs = Field(
+        StageJobs(),
+        description="How ingest's looks at videos are spread; each setting left out: as cache's.",
+    )
     cache: StageJobs = StageJobs()
     encode: StageJobs = StageJobs()
     train: StageJobs = StageJobs()
     evaluate: StageJobs = StageJobs()
     render: StageJobs = StageJobs()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ingest_runs_as_cache_does(cls, value: Any) -> Any:
+        """Both decode videos on CPUs, and need what an image without PyTorch lacks."""
+        if not isinstance(value, dict):
+            return value
+        try:
+            cache = StageJobs.model_validate(value.get("cache", {}))
+            ingest = StageJobs.model_validate(value.get("ingest", {}))
+        except ValidationError:  # told where the fields are checked
+            return value
+        given = {**_given(cache), **_given(ingest)}
+        return {**value, "ingest": StageJobs.model_validate(given)}
+
     @model_validator(mode="after")
     def _pods_have_an_image(self) -> Self:
-        for stage in ("cache", "encode", "train", "evaluate", "render"):
+        for stage in STAGES:
             jobs: StageJobs = getattr(self, stage)
             if jobs.executor == "kubernetes" and not (jobs.image or self.cluster.image):
                 raise ValueError(

@@ -22,6 +22,7 @@ from hvkf.records import (
     digest,
 )
 from hvkf.settings.data import CacheConfig
+from hvkf.stages.ingest_sources import check_pods_see_sources
 from hvkf.storage import Store
 from hvkf.stored import read_named
 
@@ -176,6 +177,8 @@ def plan(config: Config, store: Store) -> Plan:
     items = wanted_items(clips, config.cache).items
     old = _keys_of(store, root, previous)
     groups = _groups(clips, [item for item in items if item.key not in old], config.cache)
+    if groups:
+        check_pods_see_sources(config, STAGE)
     parts: list[Part] = []
     for begin in range(0, len(groups), config.cache.segments_per_part):
         chunk = groups[begin : begin + config.cache.segments_per_part]

@@ -23,7 +23,13 @@ from hvkf.records import (
     digest,
 )
 from hvkf.settings.data import IngestConfig
-from hvkf.stages.ingest_sources import UNREADABLE, source_folder, source_stat, split_location
+from hvkf.stages.ingest_sources import (
+    UNREADABLE,
+    check_pods_see_sources,
+    source_folder,
+    source_stat,
+    split_location,
+)
 from hvkf.stages.ingest_splits import decide_splits
 from hvkf.storage import Store, open_folder
 from hvkf.stored import read_named
@@ -133,6 +139,8 @@ def plan(config: Config, store: Store) -> Plan:
     new = [task for task in tasks if task not in known or task in again]
     # Looked at again under another name than last time: what is recorded stays.
     attempt = commit.number if commit is not None and not again.isdisjoint(new) else 0
+    if new:
+        check_pods_see_sources(config, STAGE)
     work: dict[str, Any] = {
         "dataset": ingest.dataset,
         "sources": source_folder(ingest),

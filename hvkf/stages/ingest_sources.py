@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hvkf.errors import BadInput
+from hvkf.config import Config
+from hvkf.errors import BadInput, ConfigError
 from hvkf.settings.data import IngestConfig
 from hvkf.storage import Store, safe_path
 from hvkf.user_files import open_regular, reason_of
@@ -37,6 +38,22 @@ def split_location(metadata: str) -> tuple[str, str]:
 def source_folder(config: IngestConfig) -> str:
     """The folder or `s3://` prefix that video paths are relative to."""
     return config.base_dir or split_location(config.metadata)[0]
+
+
+def check_pods_see_sources(config: Config, stage: str) -> None:
+    """Refuse source videos that the pods of a stage cannot see.
+
+    Raises:
+        ConfigError: they lie in a folder of this machine, and nothing mounts it.
+    """
+    jobs = getattr(config.jobs, stage)
+    folder = source_folder(config.ingest)
+    if jobs.executor == "kubernetes" and "://" not in folder and not jobs.pod_patch:
+        raise ConfigError(
+            f"The videos lie in {folder!r}, a folder of this machine, which pods do not see: put "
+            "them and their table into S3 (ingest.metadata: s3://bucket/dataset/metadata.csv), or "
+            f"mount the folder by jobs.{stage}.pod_patch."
+        )
 
 
 def source_stat(sources: Store, source: str) -> tuple[int, str]:

@@ -5,7 +5,6 @@ Rows stream through: a hundred thousand of them are never all held as objects.
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from hvkf.errors import BadInput
 from hvkf.keyframe_images import ImageFault
 from hvkf.loras import Lora, resolve_lora
 from hvkf.manifest import ManifestRow, read_manifest, split_location
-from hvkf.model_source import TEXT_PARTS, model_folder_or_hub_id, model_identity
+from hvkf.model_source import TEXT_PARTS, model_identity, read_model_file
 from hvkf.records import Failure, canonical_json, digest
 from hvkf.seeds import seed_for
 from hvkf.settings.experiment import ModelConfig
@@ -310,11 +309,11 @@ class PromptLengths:
 
     def __init__(self, model: ModelConfig, store: Store) -> None:
         self._tokenizer: Any = None
-        file = Path(model_folder_or_hub_id(model, store)) / "tokenizer" / "tokenizer.json"
-        if file.is_file():
-            from tokenizers import Tokenizer  # the worker's packages may not be here
+        content = read_model_file(model, store, "tokenizer/tokenizer.json")
+        if content is not None:
+            from tokenizers import Tokenizer  # takes a moment to load
 
-            self._tokenizer = Tokenizer.from_file(str(file))
+            self._tokenizer = Tokenizer.from_str(content.decode())
             self._tokenizer.no_truncation()
 
     @property

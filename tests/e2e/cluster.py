@@ -1,28 +1,35 @@
-"""A namespace of a real cluster for one run of the tests, from the installation's own manifests."""
+"""A namespace of a real cluster for one run of the tests, spoken to by kubectl."""
 
 import json
 import os
 import shutil
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
-BASE = Path(__file__).parents[2] / "k8s" / "base"
 S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 ENDPOINT = "AWS_ENDPOINT_URL"
 # The service's address as pods see it, where that is another than this machine's.
 POD_ENDPOINT = "HVKF_E2E_POD_ENDPOINT_URL"
-NEEDED = ("KUBECONFIG", "HVKF_E2E_IMAGE", "HVKF_E2E_BUCKET", *S3_VARIABLES[:2])
+FLOW_IMAGE = "HVKF_E2E_FLOW_IMAGE"
+GPU_IMAGE = "HVKF_E2E_IMAGE"
+NEEDED = ("KUBECONFIG", FLOW_IMAGE, GPU_IMAGE, "HVKF_E2E_BUCKET", *S3_VARIABLES[:2])
 
 
 def missing() -> list[str]:
     """List what `make e2e` needs and this machine lacks."""
     lacking = [name for name in NEEDED if not os.environ.get(name)]
     return lacking + (["kubectl"] if shutil.which("kubectl") is None else [])
+
+
+def s3_variables() -> dict[str, str]:
+    """Return the variables by which pods reach S3."""
+    keys = {name: os.environ[name] for name in S3_VARIABLES if name in os.environ}
+    if endpoint := os.environ.get(POD_ENDPOINT) or os.environ.get(ENDPOINT):
+        keys[ENDPOINT] = endpoint
+    return keys
 
 
 class Namespace(NamedTuple):
@@ -39,7 +46,7 @@ class Namespace(NamedTuple):
             text=True,
             check=False,
         )
-        assert ended.returncode == 0, f"kubectl {words[0]}: {ended.stderr}"
+        assert ended.returncode == 0, f"kubectl {' '.join(words)}: {ended.stderr}"
         return ended.stdout
 
     def list(self, kind: str, selector: str) -> "list[dict[str, Any]]":
@@ -49,34 +56,17 @@ class Namespace(NamedTuple):
         return found
 
 
-def wait_for(what: str, look: Callable[[], Any], limit_s: float = 300.0) -> Any:
-    """Look until something is found; fail after the limit."""
-    deadline_s = time.monotonic() + limit_s
-    while not (found := look()):
-        assert time.monotonic() < deadline_s, f"{what}: not within {limit_s:.0f} s"
-        time.sleep(0.5)
-    return found
-
-
 @contextmanager
-def new_namespace(folder: Path) -> Iterator[Namespace]:
-    """Make a namespace with the base's accounts, roles, gang Service and pod standard."""
+def new_namespace() -> Iterator[Namespace]:
+    """Make a namespace with the Secret that S3 is reached by; remove both afterwards."""
     namespace = Namespace(f"hvkf-e2e-{uuid.uuid4().hex[:8]}")
-    names = ["namespace.yaml", "access.yaml", "jobs.yaml"]
-    for name in names:
-        shutil.copyfile(BASE / name, folder / name)
-    kustomization = {"namespace": namespace.name, "resources": names}
-    (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
-    subprocess.run(["kubectl", "apply", "-k", str(folder)], check=True, capture_output=True)
+    namespace.kubectl("create", "namespace", namespace.name)
     try:
-        keys = {name: os.environ[name] for name in S3_VARIABLES if name in os.environ}
-        if endpoint := os.environ.get(POD_ENDPOINT) or os.environ.get(ENDPOINT):
-            keys[ENDPOINT] = endpoint
         secret = {
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": "hvkf-s3"},
-            "stringData": keys,
+            "stringData": s3_variables(),
         }
         namespace.kubectl("apply", "-f", "-", document=json.dumps(secret))
         yield namespace

@@ -18,6 +18,7 @@ import yaml
 from playwright.sync_api import Page, expect
 
 from flows.server import free_port
+from hvkf.config import Config
 from hvkf.video import decode_frames, write_png
 from tests.workspaces import small_config, write_dataset
 
@@ -109,8 +110,9 @@ class House:
         return f"{self.address}/artifacts/artifact/{found[0]['id']}"
 
     def logs(self, run: str) -> list[str]:
-        """What the run's workers said."""
-        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+        """What the run's workers said, the newest first."""
+        chosen = {"logs": {"flow_run_id": {"any_": [run]}}}
+        wanted = {**chosen, "sort": "TIMESTAMP_DESC", "limit": 200}
         return [entry["message"] for entry in self.ask("logs/filter", wanted)]
 
     def manifest(self) -> Path:
@@ -147,6 +149,16 @@ def wait_until(is_so: Callable[[], bool], complaint: str, within_s: float) -> No
 def serving_house(folder: Path) -> Iterator[House]:
     """Start everything on a small data set, and end it as Ctrl-C does."""
     config = small_config(folder, write_dataset(folder / "data", 3))
+    environment = {key: value for key, value in os.environ.items() if "PREFECT" not in key}
+    with serving(folder, config, sys.executable, environment) as house:
+        yield house
+
+
+@contextmanager
+def serving(
+    folder: Path, config: Config, python: str, environment: dict[str, str]
+) -> Iterator[House]:
+    """Start everything with settings of a test's own; with another interpreter's packages."""
     (folder / "configs").mkdir()
     for name in ("default", "tiny", "seldom-saved"):
         values = json.loads(config.model_dump_json(exclude_unset=True))
@@ -154,10 +166,9 @@ def serving_house(folder: Path) -> Iterator[House]:
             values["checkpointing"]["save_every_n_steps"] = 500
         (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(values))
     port = free_port()
-    environment = {key: value for key, value in os.environ.items() if "PREFECT" not in key}
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.serve", str(folder), "--port", str(port)],
+            [python, "-m", "flows.serve", str(folder), "--port", str(port)],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**environment, "OMP_NUM_THREADS": "1"},

@@ -96,6 +96,10 @@ class PodRunner:
         self.out_of_memory.add(name)
         self.running[name].kill()
 
+    def tell_state(self, name: str, state: Object) -> None:
+        """Say of a pod that does not run in which state its container is."""
+        self._set(name, state, ready=False, reason="ContainersNotReady")
+
     def _heed(self, entry: Entry) -> None:
         name = entry.object["metadata"]["name"]
         if entry.kind == "pods" and entry.action == "MODIFIED" and name in self._let_go:

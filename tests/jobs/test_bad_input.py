@@ -160,8 +160,11 @@ def test_a_quota_that_others_use_is_waited_for(
     cluster: RunningCluster, store: FolderStore, tmp_path: Path
 ) -> None:
     cluster.do(lambda seen: setattr(seen, "gpu_quota", 1))
-    waiter = Waiter(plan_of(store, DONE, num_parts=2, gpus_per_pod=1), store).result()
-    assert waiter.said("Quota q is exceeded (requested requests.nvidia.com/gpu=1")
+    details: list[str] = []
+    plan = plan_of(store, DONE, num_parts=2, gpus_per_pod=1)
+    waiter = Waiter(plan, store, details=details).result()
+    assert waiter.said("Quota q is exceeded: wait for other jobs")
+    assert "Quota q is exceeded (requested requests.nvidia.com/gpu=1" in details[0]
 
 
 def test_a_quota_of_jobs(cluster: RunningCluster, store: FolderStore) -> None:

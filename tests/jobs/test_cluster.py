@@ -2,6 +2,7 @@
 
 import re
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hvkf.errors import BadInput, HvkfError, TryAgain
 from hvkf.jobs.cluster_state import index_of
 from hvkf.storage import FolderStore
 from tests.jobs.running_cluster import RunningCluster
+from tests.jobs.small_cluster import SmallCluster
 from tests.jobs.waiting import DONE, Waiter, plan_of
 
 FOREVER = "echo begun; while true; do sleep 0.1; done"
@@ -94,11 +96,54 @@ def test_the_part_of_an_evicted_pod_is_taken_up_by_another(
 def test_a_pod_without_enough_memory_says_what_to_raise(
     cluster: RunningCluster, store: FolderStore
 ) -> None:
-    waiter = Waiter(plan_of(store, FOREVER, max_attempts=1), store)
+    script = f"[ $JOB_COMPLETION_INDEX = 0 ] || {{ {DONE}; exit 0; }}; {FOREVER}"
+    waiter = Waiter(plan_of(store, script, num_parts=2, max_attempts=3), store)
     name = cluster.running()
     cluster.do(lambda seen: seen.pods.run_out_of_memory(name))
     with pytest.raises(BadInput, match=r"used more memory than it has.*raise memory"):
         waiter.result()
+    assert len(cluster.pods()) == 2, "another start would have no more memory"
+    assert store.exists("out/1"), "the other part is done"
+
+
+def test_a_pod_that_was_killed_for_another_reason_is_started_again(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    waiter = Waiter(plan_of(store, f"{ONCE} && kill -9 $$; {DONE}", max_attempts=2), store)
+    waiter.result()
+    assert len(cluster.pods()) == 2
+
+
+def block_images(seen: SmallCluster, reason: str, message: str) -> None:
+    """Let the node word anew why it has no image."""
+    seen.pods.missing_images["image:1"] = (reason, message)
+    for pod in seen.objects.all("pods"):
+        waiting = {"waiting": {"reason": reason, "message": message}}
+        seen.pods.tell_state(pod["metadata"]["name"], waiting)
+
+
+def test_a_reason_that_is_worded_anew_is_told_once_and_its_words_go_to_the_runs_log(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    reasons = [
+        ("ErrImagePull", "dial tcp 10.0.0.1:443: i/o timeout"),
+        ("ImagePullBackOff", 'Back-off pulling image "image:1"'),
+        ("ErrImagePull", "dial tcp 10.0.0.2:443: i/o timeout"),
+    ]
+    details: list[str] = []
+    plan = plan_of(store, DONE)
+    waiter = Waiter(plan, store, details=details)
+    for number, (reason, message) in enumerate(reasons):
+        cluster.do(partial(block_images, reason=reason, message=message))
+        while len(details) <= number:
+            time.sleep(0.05)
+    assert sum("cannot be had" in line for line in waiter.lines) == 1
+    (line,) = [line for line in waiter.lines if "cannot be had" in line]
+    assert len(line) < 200
+    for (_, words), detail in zip(reasons, details, strict=True):
+        assert words in detail
+    cluster.do(lambda seen: seen.delete_job(seen.objects.all("jobs")[0]["metadata"]["name"]))
+    assert waiter.end().fault is not None
 
 
 def test_a_job_that_outlasts_its_deadline_names_the_setting(

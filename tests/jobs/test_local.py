@@ -84,6 +84,22 @@ def test_all_parts_are_done_by_any_number_of_workers(store: FolderStore, workers
     assert len(events) == 5
 
 
+def test_a_worker_that_is_killed_for_memory_is_not_started_again(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = tmp_path / "vmstat"
+    counts.write_text("nr_free_pages 1\noom_kill 3\n")
+    monkeypatch.setattr(local, "KERNEL_COUNTS", counts)
+    (store.root / "mode-0").write_text("die-once")
+
+    def on_progress(worker: int, event: object) -> None:
+        counts.write_text("nr_free_pages 1\noom_kill 4\n")
+
+    with pytest.raises(BadInput, match="memory ran out: raise this machine's"):
+        run_plan(make_plan(2, workers=2), store, Listener(on_progress, lambda line: None))
+    assert (store.root / "starts-0").read_text() == "1"
+
+
 def test_a_killed_worker_is_replaced_and_only_what_lacks_is_done_again(store: FolderStore) -> None:
     (store.root / "mode-1").write_text("die-once")
     listener, _, lines = listen()

@@ -54,12 +54,22 @@ class Interrupted(BaseException):
 class Waiter:
     """A run of a plan in a thread."""
 
-    def __init__(self, plan: Plan, store: FolderStore, owner: str = "me") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        store: FolderStore,
+        owner: str = "me",
+        details: list[str] | None = None,
+    ) -> None:
         self.lines: list[str] = []
         self.progress: list[tuple[int, Progress]] = []
         self.fault: BaseException | None = None
         self._is_cancelled = threading.Event()
-        listener = Listener(lambda index, event: self.progress.append((index, event)), self._hear)
+        listener = Listener(
+            lambda index, event: self.progress.append((index, event)),
+            self._hear,
+            ([] if details is None else details).append,
+        )
         self._thread = threading.Thread(
             target=self._run, args=(plan, store, listener, owner), daemon=True
         )

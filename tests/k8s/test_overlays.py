@@ -1,39 +1,26 @@
 """The overlays, rendered by kustomize: what a cluster accepts, and what its pods may do."""
 
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client
+from kubernetes.utils.quantity import parse_quantity
 from pydantic import ValidationError
 
 from hvkf.config import Config
 from hvkf.config_file import load_config
 from hvkf.jobs.manifest import labels_of
 from hvkf.jobs.spec import JobSpec
+from hvkf.settings.jobs import STAGES, StageJobs
+from tests.k8s.flow_pods import IMAGE, as_stored, base_template, deployments, flow_job
+from tests.k8s.overlays import K8S, of_kind, render
 
-K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("kind", "cloud")
 Document = dict[str, Any]
 # Kinds that are not the API's own come with Kueue.
 FOREIGN = "kueue.x-k8s.io/"
-
-
-def render(folder: Path) -> list[Document]:
-    """Run kustomize on a folder."""
-    for program in (("kustomize", "build"), ("kubectl", "kustomize")):
-        if shutil.which(program[0]):
-            ended = subprocess.run(
-                [*program, str(folder)], capture_output=True, text=True, check=False
-            )
-            assert ended.returncode == 0, ended.stderr
-            return list(yaml.safe_load_all(ended.stdout))
-    pytest.skip("neither kustomize nor kubectl is installed")
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -58,11 +45,6 @@ def check(document: Document) -> None:
     model.model_validate(document)
 
 
-def of_kind(documents: list[Document], kind: str) -> dict[str, Document]:
-    """Map the names of a kind's documents to them."""
-    return {found["metadata"]["name"]: found for found in documents if found["kind"] == kind}
-
-
 def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document, Document]]:
     """Yield the name, metadata and spec of each pod template, that of flow pods among them."""
     for found in documents:
@@ -72,41 +54,19 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document, Docume
         if found["kind"] == "CronJob":
             template = found["spec"]["jobTemplate"]["spec"]["template"]
             yield found["metadata"]["name"], template["metadata"], template["spec"]
-    template = flow_job()["spec"]["template"]
+    template = flow_pods_job()["spec"]["template"]
     yield "flow", template["metadata"], template["spec"]
 
 
-def pool(image: str) -> Document:
-    """Name the image in the pool's template, as the worker's first step does."""
-    template: Document = json.loads(
-        (K8S / "base" / "pool.json").read_text().replace("HVKF_FLOW_IMAGE", image)
-    )
-    return template
-
-
-def flow_job() -> Document:
-    """Fill in Prefect's template of a flow pod's job, as its worker does."""
-    from prefect.utilities.templating import apply_values
-
-    template = pool("hvkf-flow:1")
-    values = {
-        "name": "run",
-        "namespace": "hvkf",
-        "command": ["prefect", "flow-run", "execute"],
-        "labels": {"prefect.io/flow-run-id": "1"},
-        "annotations": {},
-        "env": [],
-        "stream_output": True,
-    }
-    filled: Document = apply_values(template["job_configuration"], values)
-    manifest: Document = filled["job_manifest"]
-    return manifest
+def flow_pods_job() -> Document:
+    """Make a flow pod's job as Prefect's worker does."""
+    return as_stored(flow_job(base_template(), deployments()[0]))
 
 
 def test_every_document_is_one_of_the_api(documents: list[Document]) -> None:
     for document in documents:
         check(document)
-    check(flow_job())
+    check(flow_pods_job())
     document = json.loads(json.dumps(of_kind(documents, "Deployment")["hvkf-server"]))
     document["spec"]["template"]["spec"]["container"] = []
     with pytest.raises(ValidationError):
@@ -116,8 +76,8 @@ def test_every_document_is_one_of_the_api(documents: list[Document]) -> None:
 def test_flow_pods_run_the_workers_image_which_no_form_can_change(
     documents: list[Document],
 ) -> None:
-    assert flow_job()["spec"]["template"]["spec"]["containers"][0]["image"] == "hvkf-flow:1"
-    assert "image" not in pool("hvkf-flow:1")["variables"]["properties"]
+    assert flow_pods_job()["spec"]["template"]["spec"]["containers"][0]["image"] == IMAGE
+    assert "image" not in base_template()["variables"]["properties"]
     spec = of_kind(documents, "Deployment")["hvkf-worker"]["spec"]["template"]["spec"]
     (worker,) = spec["containers"]
     for container in [*spec["initContainers"], worker]:
@@ -128,7 +88,7 @@ def test_flow_pods_run_the_workers_image_which_no_form_can_change(
 def test_prefects_server_takes_the_pool() -> None:
     from prefect.server.schemas.actions import WorkPoolCreate
 
-    WorkPoolCreate(name="hvkf", type="kubernetes", base_job_template=pool("hvkf-flow:1"))
+    WorkPoolCreate(name="hvkf", type="kubernetes", base_job_template=base_template())
 
 
 def test_everything_lies_in_the_namespace_which_enforces_the_restricted_standard(
@@ -236,11 +196,34 @@ def test_services_choose_pods_that_there_are(documents: list[Document], config: 
 def test_the_deployed_settings_run_every_stage_on_the_cluster(
     documents: list[Document], config: Config
 ) -> None:
-    stages = [config.jobs.cache, config.jobs.encode, config.jobs.train]
-    stages += [config.jobs.evaluate, config.jobs.render]
-    assert {stage.executor for stage in stages} == {"kubernetes"}
+    assert {getattr(config.jobs, stage).executor for stage in STAGES} == {"kubernetes"}
     claim = config.jobs.cluster.cache_claim
     assert claim in of_kind(documents, "PersistentVolumeClaim")
+
+
+def asked(containers: list[Document]) -> tuple[float, float]:
+    """Sum what containers ask for: CPUs, and GiB of memory."""
+    requests = [container["resources"]["requests"] for container in containers]
+    cpus = sum(float(parse_quantity(request["cpu"])) for request in requests)
+    return cpus, sum(float(parse_quantity(request["memory"])) for request in requests) / 2**30
+
+
+def test_what_the_kind_overlay_asks_for_fits_a_laptop_and_is_told() -> None:
+    documents = render(K8S / "overlays" / "kind")
+    config = load_config(K8S / "overlays" / "kind" / "configs" / "default.yaml")
+    always = [spec["containers"][0] for _, _, spec in pod_specs(documents)]  # a flow's among them
+    cpus, memory_gib = asked(always)
+    pods = []
+    for stage in STAGES:
+        jobs: StageJobs = getattr(config.jobs, stage)
+        num_pods = jobs.nodes if stage == "train" else jobs.workers
+        request = {"cpu": jobs.cpu, "memory": jobs.memory}
+        pods.append(asked([{"resources": {"requests": request}}] * num_pods))
+    cpus, memory_gib = cpus + max(x for x, _ in pods), memory_gib + max(y for _, y in pods)
+    assert cpus <= 3.05 / 2
+    assert memory_gib <= 10.5 / 2
+    told = f"asks for {cpus:.2g} CPUs and {memory_gib:.2g} GiB"
+    assert told in (K8S.parent / "docs" / "cluster.md").read_text(), told
 
 
 def test_prefect_is_behind_tls_and_a_sign_in_in_the_cloud() -> None:

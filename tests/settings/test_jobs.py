@@ -4,9 +4,7 @@ import pytest
 
 from hvkf.config_file import check_config, deployed_only_keys
 from hvkf.errors import ConfigError
-from hvkf.settings.jobs import StageJobs
-
-STAGES = ("cache", "encode", "train", "evaluate", "render")
+from hvkf.settings.jobs import STAGES, StageJobs
 
 
 def test_settings_of_one_machine_stay_as_they_were() -> None:
@@ -38,6 +36,25 @@ def test_an_image_of_the_cluster_serves_all_stages() -> None:
     jobs: dict[str, object] = {stage: {"executor": "kubernetes"} for stage in STAGES}
     config = check_config({"jobs": {**jobs, "cluster": {"image": "hvkf:1"}}}, "the test")
     assert config.jobs.train.executor == "kubernetes"
+
+
+def test_ingest_looks_at_videos_where_cache_decodes_them_unless_it_is_told_otherwise() -> None:
+    cache = {"executor": "kubernetes", "memory": "16Gi", "workers": 16}
+    jobs: dict[str, object] = {"cluster": {"image": "hvkf:1"}, "cache": cache}
+    config = check_config({"jobs": jobs}, "the test")
+    assert config.jobs.ingest == config.jobs.cache
+    config = check_config({"jobs": {**jobs, "ingest": {"memory": "1Gi"}}}, "the test")
+    assert config.jobs.ingest.executor == "kubernetes"
+    assert (config.jobs.ingest.workers, config.jobs.ingest.memory) == (16, "1Gi")
+    assert config.jobs.cache.memory == "16Gi"
+    for again in (config.model_dump(mode="json"), config.model_dump(exclude_unset=True)):
+        assert check_config(again, "the test").jobs == config.jobs
+
+
+def test_a_value_of_cache_that_is_wrong_is_told_once() -> None:
+    with pytest.raises(ConfigError) as fault:
+        check_config({"jobs": {"cache": {"memory": "8 GB"}}}, "the test")
+    assert str(fault.value).count("8 GB") == 1
 
 
 def test_ranks_are_the_gpus_of_all_nodes() -> None:

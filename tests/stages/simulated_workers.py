@@ -63,6 +63,9 @@ class MemoryStore:
         check_size(len(self._folders[folder][name]), max_bytes, path)
         return self._folders[folder][name]
 
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        return self.read(path)[start : start + size]
+
     def exists(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")
         return name in self._folders[folder]

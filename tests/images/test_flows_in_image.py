@@ -1,0 +1,122 @@
+"""Flows started through Prefect's API with the flow image's packages, their jobs on a cluster.
+
+What `make e2e` does on a real cluster, as far as one machine can: flow pods are processes of a
+worker, the pods of stages are processes of the small cluster with the GPU image's packages.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hvkf.config import Config
+from hvkf.storage import open_store
+from hvkf.verify import verify_workspace
+from tests.e2e.prefect_api import PrefectApi
+from tests.e2e.waiting import wait_for
+from tests.flows.house import House, serving
+from tests.images.flow_environment import flow_environment, flow_python
+from tests.jobs.cluster_objects import Object
+from tests.jobs.running_cluster import RunningCluster, running_cluster, use_kubeconfig
+from tests.s3_server import S3Service
+from tests.test_chain_s3 import lay_out
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+STAGES = ("ingest", "cache", "encode", "train", "evaluate", "render")
+CANCEL_LIMIT_S = 60.0
+LONG_STEPS = 100_000
+
+
+class Installation:
+    """A server, a worker and a cluster."""
+
+    def __init__(self, house: House, cluster: RunningCluster, config: Config) -> None:
+        self.house, self.cluster, self.config = house, cluster, config
+        self.prefect = PrefectApi(f"{house.address}/api")
+
+    def train_for_long(self, run_id: str) -> str:
+        """Start a training that will not end by itself, and wait until its pods train."""
+        run = self.prefect.start("train/train", run_id=run_id, max_train_steps=LONG_STEPS)
+        wait_for("progress", lambda: "items" in self.house.progress(run), 300)
+        return run
+
+    def jobs(self, stage: str) -> list[Object]:
+        """List a stage's jobs that have not ended."""
+        return [
+            job
+            for job in self.cluster.jobs()
+            if job["metadata"]["labels"]["hvkf/stage"] == stage
+            and not job["metadata"].get("deletionTimestamp")
+            and not job["status"].get("conditions")
+        ]
+
+
+@pytest.fixture
+def installation(
+    s3: S3Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Installation]:
+    config = lay_out(tmp_path, s3.new_url())
+    values = config.model_dump(mode="json", exclude_unset=True)
+    pod = {"executor": "kubernetes", "workers": 1, "threads": 1}
+    values["jobs"] = {stage: dict(pod) for stage in STAGES[1:]}
+    values["jobs"]["cluster"] = {"image": "hvkf-gpu:local"}
+    config = Config.model_validate(values)
+    with running_cluster(tmp_path) as cluster:
+        use_kubeconfig(tmp_path, cluster.address, monkeypatch)
+        environment = flow_environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "flow-cache"))
+        with serving(tmp_path, config, str(flow_python()), environment) as house:
+            yield Installation(house, cluster, config)
+
+
+def test_pipeline_and_nights_run_from_their_forms(installation: Installation) -> None:
+    prefect, workspace = installation.prefect, installation.config.workspace
+    run = prefect.start("pipeline/pipeline")
+    prefect.wait(run, "COMPLETED")
+    store = open_store(workspace)
+    assert [path for path in store.list("renders") if path.endswith(".mp4")]
+    assert verify_workspace(store)[1] == []
+    assert {f"{stage}-summary" for stage in STAGES} <= prefect.artifacts(run)
+    stages = [job["metadata"]["labels"]["hvkf/stage"] for job in installation.cluster.jobs()]
+    assert tuple(dict.fromkeys(stages)) == STAGES, "every stage's work is pods'"
+
+    state = prefect.wait(prefect.start("nightly/nightly"), "COMPLETED")
+    assert state["name"] in ("Promoted", "Kept"), state
+    assert state["data"] is None, "no result is kept where a retry's pod would not find it"
+    state = prefect.wait(prefect.start("nightly/nightly"), "COMPLETED")
+    assert state["name"] == "Skipped", state
+
+
+def test_a_training_is_cancelled_retried_and_outlives_its_flows_process(
+    installation: Installation,
+) -> None:
+    prefect, store = installation.prefect, open_store(installation.config.workspace)
+    for stage in STAGES[:3]:
+        prefect.wait(prefect.start(f"{stage}/{stage}"), "COMPLETED")
+    run = installation.train_for_long("cancelled")
+    prefect.cancel(run)
+    prefect.wait(run, "CANCELLED", CANCEL_LIMIT_S)
+    wait_for("the job's end", lambda: not installation.jobs("train"), 60)
+    saved = [path for path in store.list("runs/cancelled") if path.endswith("commit.json")]
+    assert saved, "no checkpoint was saved"
+
+    prefect.retry(run)
+    wait_for("a job of the retry", lambda: installation.jobs("train"), 120)
+    (job,) = installation.jobs("train")
+    for process in installation.house.processes("prefect.engine"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    prefect.wait(run, "CRASHED", 180)
+    assert installation.jobs("train"), "the job goes on while its lease does"
+    prefect.retry(run)
+    wait_for(
+        "the job to be adopted",
+        lambda: any("is there already" in line for line in installation.house.logs(run)),
+        120,
+    )
+    assert json.dumps(job["metadata"]["uid"]) in json.dumps(installation.jobs("train"))
+    prefect.cancel(run)
+    prefect.wait(run, "CANCELLED", CANCEL_LIMIT_S)
