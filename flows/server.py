@@ -11,11 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import httpx
 
 from flows.origin_middleware import OwnPagesOnly, answered_for
 from flows.retrying import Retrying
@@ -113,9 +113,8 @@ def wait_for_server() -> None:
 
 def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
+        return httpx.get(f"{address}/health", timeout=5).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 

@@ -71,6 +71,7 @@ LEVELS = [
         "hvkf.settings",
         "hvkf.config_file",
         "hvkf.errors",
+        "hvkf.redaction",
         "hvkf.progress",
         "hvkf.processes",
         "hvkf.liveness",
@@ -90,6 +91,7 @@ ONLY_IN = {
     "fsspec": ("hvkf/storage_s3.py",),
     "s3fs": ("hvkf/storage_s3.py",),
     "boto3": ("hvkf/storage_s3.py",),
+    "httpcore": ("hvkf/webhook.py",),
     "botocore": ("hvkf/storage_s3.py",),
 }
 MODULES = sorted([*(ROOT / "hvkf").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
