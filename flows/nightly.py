@@ -124,7 +124,8 @@ def _tell(record: NightRecord, config: Config) -> None:
         },
         payload=values,
     )
-    fault = post_verdict(config.nightly.webhook_variable, values)
+    told = config.nightly
+    fault = post_verdict(told.webhook_variable, values, told.webhook_any_address)
     if fault is not None:
         logger.warning(fault)
     wait_for_server()

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.local import PREFECT_SETTINGS
-from flows.server import free_port, serving
+from flows.server import CLIENT_PASSWORD, SERVER_PASSWORD, free_port, new_password, serving
 from flows.service_errors import ServiceErrors
 from hvkf.errors import Stopped
 from hvkf.processes import PARENT_VARIABLE
 
 POOL = "local"
+PASSWORD_FILE = "password"
 ROOT = Path(__file__).parents[1]
 # A worker gives the flows that it is told to stop 30 s to save.
 WORKER_STOP_S = 45.0
@@ -45,6 +46,20 @@ def write_configs(folder: Path) -> Path:
     return configs
 
 
+def read_password(home: Path) -> str:
+    """Read the password of the server whose files lie in `home`; make it at the first start.
+
+    It stays the same from start to start, so that browsers need not ask for it again.
+    """
+    file, part = home / PASSWORD_FILE, home / f"{PASSWORD_FILE}.part"
+    if not file.exists():
+        part.unlink(missing_ok=True)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
+            new.write(new_password())
+        part.replace(file)
+    return file.read_text()
+
+
 @contextmanager
 def house(folder: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run server, pool and worker with all deployments; yield the UI's address and the worker."""
@@ -53,8 +68,9 @@ def house(folder: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes
     home.mkdir(parents=True, exist_ok=True)
     settings = {**PREFECT_SETTINGS, "PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_HOME": str(home)}
     os.environ.update({**settings, "HVKF_CODE": str(ROOT), "HVKF_CONFIGS": str(folder / "configs")})
-    with serving(home, port, {}) as address:
-        os.environ["PREFECT_API_URL"] = address
+    password = read_password(home)
+    with serving(home, port, {SERVER_PASSWORD: password}) as address:
+        os.environ.update({"PREFECT_API_URL": address, CLIENT_PASSWORD: password})
         subprocess.run([sys.executable, "-m", "flows.deploy", "--pool", POOL], check=True, cwd=ROOT)
         with _worker(home) as worker:
             yield address.removesuffix("/api"), worker
@@ -99,8 +115,16 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     write_configs(given.folder.absolute())
+    password_file = given.folder / "prefect" / PASSWORD_FILE
+    is_first_start = not password_file.exists()
     try:
         with house(given.folder, given.port or free_port()) as (address, worker):
+            if is_first_start:
+                print(
+                    f"The pages' password, which {password_file} keeps: {password_file.read_text()}"
+                )
+            else:
+                print(f"The pages' password lies in {password_file}")
             print(f"Prefect's UI: {address}  (Ctrl-C ends everything)", flush=True)
             errors = ServiceErrors(given.folder / "prefect" / "server.log")
             while worker.poll() is None:

@@ -4,17 +4,20 @@ Prefect can start a temporary server by itself, but that one hears the terminal'
 the run cannot report its end to it, and it outlives a run that is killed.
 """
 
+import argparse
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
+from flows.origin_middleware import OwnPagesOnly, answered_for
 from flows.retrying import Retrying
 from hvkf.errors import HvkfError, TryAgain
 from hvkf.processes import PARENT_VARIABLE, follow_parent
@@ -30,16 +33,33 @@ SERVER_SETTINGS = {
 }
 
 
+# Other users of the machine reach its ports as well: who asks must know the password.
+SERVER_PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"
+CLIENT_PASSWORD = "PREFECT_API_AUTH_STRING"
+
+
+def new_password() -> str:
+    """Draw a password as Prefect takes it: a name, a colon, the secret."""
+    return f"hvkf:{secrets.token_urlsafe(24)}"
+
+
 @contextmanager
 def temporary_server(home: Path) -> Iterator[str]:
-    """Run a server for one run, without pages; see `serving`."""
-    with serving(home, free_port(), SERVER_SETTINGS) as address:
+    """Run a server for one run, without pages; see `serving`.
+
+    This process and its children, which find its password in their environment, may ask it.
+    """
+    os.environ[CLIENT_PASSWORD] = password = new_password()
+    settings = {**SERVER_SETTINGS, SERVER_PASSWORD: password}
+    with serving(home, free_port(), settings) as address:
         yield address
 
 
 @contextmanager
 def serving(home: Path, port: int, settings: dict[str, str]) -> Iterator[str]:
     """Run a server whose files lie in `home`, and yield its API's address.
+
+    Its own pages and programs of this machine may ask it, with the password if `settings` has one.
 
     Raises:
         HvkfError: it did not start; its log is named.
@@ -93,9 +113,8 @@ def wait_for_server() -> None:
 
 def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
+        return httpx.get(f"{address}/health", timeout=5).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 
@@ -116,15 +135,29 @@ def _wait_for(server: subprocess.Popen[bytes], address: str, log_file: Path) -> 
     raise HvkfError(f"Prefect's server did not start; its log is {log_file}.")
 
 
-def _serve(port: int) -> None:
+def _serve(host: str, port: int, names: list[str]) -> None:
     """Serve until told to stop or until the parent process ends."""
     follow_parent()
+    pages = os.environ.get("PREFECT_UI_API_URL") or f"http://127.0.0.1:{port}/api"
+    answered = answered_for(pages, port, names)
+    # Prefect's own setting, read when it is imported: what it tells browsers.
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(sorted(answered.origins))
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = Retrying(create_app())
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="on")
+    app = OwnPagesOnly(Retrying(create_app()), answered)
+    uvicorn.run(app, host=host, port=port, log_level="error", lifespan="on", proxy_headers=False)
+
+
+def main() -> None:
+    """Serve at a port; in a cluster, for other machines and under other names as well."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument("--name", action="append", default=[], help="a name that clients use")
+    given = parser.parse_args()
+    _serve(given.host, given.port, given.name)
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    main()

@@ -12,11 +12,19 @@ HvkfError (1)
 └── Stopped (143)        told to stop; what was done is saved
 """
 
+from hvkf.redaction import without_secrets
+
 
 class HvkfError(Exception):
-    """The base of all faults that hvkf itself raises; its message is one sentence for the user."""
+    """The base of all errors that hvkf itself raises; its message is one sentence for the user.
+
+    Names and passwords in addresses are left out of it.
+    """
 
     exit_code = 1
+
+    def __init__(self, *message: object) -> None:
+        super().__init__(*(without_secrets(str(part)) for part in message))
 
 
 class BadInput(HvkfError):

@@ -34,6 +34,7 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
 from hvkf.errors import AlreadyExists, BadInput, TryAgain
+from hvkf.redaction import without_secrets
 from hvkf.storage import ObjectStat, into_place, safe_path
 from hvkf.user_files import check_size
 
@@ -347,7 +348,8 @@ class S3Store:
                 wait_s = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
                 if time.monotonic() - begin_s + wait_s > min(patience_s, self._patience_s):
                     raise TryAgain(_away(fault, self.url)) from fault
-                log.debug("%s: %r; trying again in %.2f s", self.url, fault, wait_s)
+                said = without_secrets(f"{self.url}: {fault!r}")
+                log.debug("%s; trying again in %.2f s", said, wait_s)
                 time.sleep(wait_s)
                 attempt += 1
             else:

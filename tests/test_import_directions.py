@@ -81,6 +81,7 @@ LEVELS = [
         "hvkf.setting_values",
         "hvkf.shown",
         "hvkf.yaml_text",
+        "hvkf.redaction",
         "hvkf.progress",
         "hvkf.processes",
         "hvkf.liveness",
@@ -101,6 +102,7 @@ ONLY_IN = {
     "fsspec": ("hvkf/storage_s3.py",),
     "s3fs": ("hvkf/storage_s3.py",),
     "boto3": ("hvkf/storage_s3.py",),
+    "httpcore": ("hvkf/webhook.py",),
     "botocore": ("hvkf/storage_s3.py",),
 }
 MODULES = sorted([*(ROOT / "hvkf").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])

@@ -30,3 +30,8 @@ class NightlyConfig(Section):
         description="Environment variable with the address to which the verdict is posted as JSON.",
         json_schema_extra={"deployed_only": True},
     )
+    webhook_any_address: bool = Field(
+        False,
+        description="Post to link-local and metadata addresses of clouds as well.",
+        json_schema_extra={"deployed_only": True},
+    )

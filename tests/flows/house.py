@@ -1,5 +1,6 @@
 """Server, worker and deployments as `make serve` starts them, asked as a person would."""
 
+import base64
 import json
 import os
 import signal
@@ -36,10 +37,25 @@ class House:
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.address}/api/{path}", data, headers)
+        request = urllib.request.Request(f"{self.address}/api/{path}", data, self.headers())
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
+
+    def password(self) -> str:
+        """Read the password that `make serve` made."""
+        return (self.folder / "prefect" / "password").read_text()
+
+    def headers(self) -> dict[str, str]:
+        """Write the headers of a request in JSON that knows the password."""
+        token = base64.b64encode(self.password().encode()).decode()
+        return {"Content-Type": "application/json", "Authorization": f"Basic {token}"}
+
+    def sign_in(self, page: Page) -> None:
+        """Type the password into the page that asks for it."""
+        page.goto(self.address)
+        page.get_by_role("textbox").fill(self.password())
+        page.get_by_role("button", name="Login").click()
+        expect(page.get_by_role("link", name="Deployments").first).to_be_visible(timeout=20_000)
 
     def form(self, page: Page, flow: str, deployment: str) -> None:
         """Open a deployment's form."""
