@@ -63,7 +63,7 @@ pictures = st.sampled_from(PICTURES).map(lambda kind_and_mode: valid(*kind_and_m
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of damage that Pillow reads around
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@fuzzed(400)
+@fuzzed(300)
 @given(mutated(pictures))
 @example(valid("AVIF", "RGB")[:-10] + bytes(10))
 def test_a_damaged_image_gives_a_keyframe_or_a_fault(data: bytes) -> None:
@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@fuzzed(100)
+@fuzzed(60)
 @given(paths=st.lists(paths | paths.map("workspace:{}".format), min_size=1, max_size=5))
 @example(paths=["a" * 256])
 @example(paths=["."])
