@@ -4,16 +4,15 @@ All faults of a manifest are found before anything is done, and said together.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hvkf.errors import BadInput, ConfigError
 from hvkf.manifest_cells import PARSERS, frame_of, is_missing, pairs_of, whole_of
-from hvkf.manifest_files import EXTRA_CELLS, read_cells
 from hvkf.records import Record, digest
 from hvkf.settings.rendering import RenderConfig
-from hvkf.storage import Store, open_folder
-from hvkf.user_files import reason_of, shortened
+from hvkf.storage import Store
+from hvkf.table_files import Row, TableFile, read_file, shown
 
 PASTED = "manifests/pasted"
 ENDS = ("first_frame", "last_frame")
@@ -23,6 +22,8 @@ OPTIONAL = (*NUMBERS, "lora", "negative_prompt")
 COLUMNS = (*REQUIRED, "keyframes", "tags", *OPTIONAL)
 MAX_SHOWN_FAULTS = 100
 SIMILAR_NAME = 0.75
+MAX_COLUMN_LETTERS = 32
+MAX_HINTS = 5
 
 
 class ManifestRow(Record):
@@ -88,19 +89,11 @@ def read_manifest(
             "render.manifest is not set: name a CSV, JSON, JSONL or Parquet file with the columns "
             f"{', '.join(REQUIRED)}."
         )
-    folder, name = split_location(defaults.manifest)
-    try:
-        data = open_folder(folder).read(name)
-    except (FileNotFoundError, IsADirectoryError):
-        raise BadInput(
-            f"There is no manifest {defaults.manifest!r}: set render.manifest to a file with the "
-            f"columns {', '.join(REQUIRED)}."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"The manifest {shortened(defaults.manifest)!r} cannot be read: {reason_of(error)}; "
-            "set render.manifest to another file."
-        ) from error
+    data = read_file(
+        defaults.manifest,
+        f"There is no manifest {defaults.manifest!r}: set render.manifest to a file with the "
+        f"columns {', '.join(REQUIRED)}.",
+    )
     return stream_manifest(data, defaults.manifest, defaults, check_lora)
 
 
@@ -131,7 +124,7 @@ def stream_manifest(
     """Yield the rows of a manifest; its faults are said at the end, all together.
 
     Args:
-        data: Text is UTF-8; a CSV is separated by commas, semicolons, tabs or bars.
+        data: See `TableFile`.
         name: The manifest's path; says the format and stands in messages.
         defaults: What a row without a width, height, num_frames, steps, guidance or seed gets.
         check_lora: Raises BadInput for a LoRA that is not there; called once for each name.
@@ -142,11 +135,11 @@ def stream_manifest(
     """
     parser = _RowParser(name, defaults, check_lora)
     faults: list[str] = []
-    columns: dict[str, None] = {}
+    table = TableFile(data, name, COLUMNS, "manifest")
     num_faults = number = 0
-    for number, values in enumerate(read_cells(data, name), start=1):
-        columns.update(dict.fromkeys(values))
-        parsed, problems = parser.parse(number, values)
+    for row in table:
+        number = row.number
+        parsed, problems = parser.parse(row)
         num_faults += len(problems)
         faults += [
             f"row {number}: {problem}" for problem in problems[: MAX_SHOWN_FAULTS - len(faults)]
@@ -155,7 +148,7 @@ def stream_manifest(
             yield ManifestRow.model_validate({"row": number, **parsed})
     if not number:
         raise BadInput(f"The manifest {name} has no rows: add a row for each pair.")
-    _check_columns(list(columns), name)
+    _check_columns(list(table.columns), name)
     if num_faults:
         more = num_faults - len(faults)
         raise BadInput(
@@ -180,11 +173,12 @@ class _RowParser:
         self._loras: dict[str, str] = {}
         self._first_with: dict[object, int] = {}
 
-    def parse(self, number: int, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Parse the row of that number."""
+    def parse(self, row: Row) -> tuple[dict[str, Any], list[str]]:
+        """Parse a row."""
+        number, values = row.number, row.values
         parsed: dict[str, Any] = {}
         problems = []
-        if EXTRA_CELLS in values:
+        if row.num_cells:
             problems.append(
                 "it has more cells than the header: put prompts that hold the separator in quotes"
             )
@@ -203,17 +197,17 @@ class _RowParser:
                 problems,
             )
             problems += [
-                f"{field} is {values[field]!r}: keyframes are given; leave one of them out"
+                f"{field} is {shown(values[field])}: keyframes are given; leave one of them out"
                 for field in ENDS
                 if not is_missing(values.get(field))
             ]
         if lora := parsed.get("lora"):
             problems += [
-                f"lora is {lora!r}: {fault}" for fault in [self._lora_fault(lora)] if fault
+                f"lora is {shown(lora)}: {fault}" for fault in [self._lora_fault(lora)] if fault
             ]
         first = self._first_with.setdefault(parsed.get("id", number), number)
         if first != number:
-            problems.append(f"id is {parsed['id']!r}: row {first} has it; rename one of them")
+            problems.append(f"id is {shown(parsed['id'])}: row {first} has it; rename one of them")
         return parsed, problems
 
     def _take(
@@ -230,7 +224,7 @@ class _RowParser:
         try:
             parsed[field] = parse(value)
         except ValueError as fault:
-            problems.append(f"{field} is {value!r}: {fault}")
+            problems.append(f"{field} is {shown(value)}: {fault}")
 
     def _lora_fault(self, lora: str) -> str:
         if lora not in self._loras:
@@ -287,13 +281,13 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
     missing = [column for column in needed if column not in columns]
     hints = []
     for column in columns:
-        if column not in COLUMNS:
+        if column not in COLUMNS and len(column) <= MAX_COLUMN_LETTERS:
             free = [known for known in COLUMNS if known not in columns]
             near = difflib.get_close_matches(column.lower(), free, 1, SIMILAR_NAME)
             hints += [f"column {column!r} must be written {near[0]!r}"] if near else []
     if missing or hints:
         lacking = [f"it has no column {column!r}" for column in missing]
         raise BadInput(
-            f"The manifest {name} cannot be read: {'; '.join([*lacking, *hints])}; needed are "
-            f"{', '.join(REQUIRED)}; {', '.join(COLUMNS[len(REQUIRED) :])} may be there."
+            f"The manifest {name} cannot be read: {'; '.join([*lacking, *hints[:MAX_HINTS]])}; "
+            f"needed are {', '.join(REQUIRED)}; {', '.join(COLUMNS[len(REQUIRED) :])} may be there."
         )

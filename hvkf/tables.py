@@ -1,23 +1,22 @@
 """Reads the dataset table: one captioned video per row, as CSV, JSON, JSONL or Parquet."""
 
-import csv
 import difflib
 import functools
-import io
-import json
 import math
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvkf.errors import BadInput
+from hvkf.table_files import Row, TableFile, shown
 
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 MAX_ROWS_NAMED = 10
+MAX_COLUMNS_NAMED = 12
+MAX_NAME_LETTERS = 64
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,7 @@ class TableRow:
     @property
     def where(self) -> str:
         """The row in words, for messages."""
-        return _where(self.row, self.line)
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """A row before its cells are checked."""
-
-    row: int
-    line: int | None
-    values: dict[str, Any]
+        return Row(self.row, self.line, {}).where
 
 
 def read_table(
@@ -67,9 +57,7 @@ def read_table(
         raise BadInput(f"There is no table {path}: check the path.") from None
     except OSError as fault:
         raise BadInput(f"The table {path} cannot be read: {fault.strerror}.") from fault
-    rows = parse_table(
-        data, path.suffix, str(path), video_column=video_column, caption_column=caption_column
-    )
+    rows = parse_table(data, str(path), video_column=video_column, caption_column=caption_column)
     inside = _LinkFollower(base)
     _refuse_rows(
         str(path),
@@ -80,49 +68,52 @@ def read_table(
 
 
 def parse_table(
-    data: bytes, suffix: str, name: str, *, video_column: str, caption_column: str
+    data: bytes, name: str, *, video_column: str, caption_column: str
 ) -> list[TableRow]:
-    """Read a table from its bytes; `suffix` says the format, `name` is for messages.
+    """Read a table from its bytes; the ending of `name` says the format.
 
-    Text is UTF-8, with or without a byte order mark. A CSV may be separated by commas, semicolons,
-    tabs or bars. JSON is a list of records. A missing or empty caption reads as "".
+    Text is UTF-8, with or without a byte order mark, or UTF-16 with one. A CSV may be separated by
+    commas, semicolons, tabs or bars. JSON is a list of records. A missing or empty caption reads as
+    "". Blanks around a path do not count, nor do its detours, such as `a/../`.
 
     Raises:
-        BadInput: the format is unknown or broken, a column is missing, there is no row, a caption
-            is not text, or a video cell is empty, not text, absolute or outside the base folder.
+        BadInput: the format is unknown or broken, the table is too large, a column is missing,
+            there is no row, a caption is not text, or a video cell is empty, not text, absolute or
+            outside the base folder.
     """
-    readers: dict[str, Callable[[bytes, str, tuple[str, str]], list[_Cells]]] = {
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".json": _read_json,
-        ".jsonl": _read_jsonl,
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(suffix.lower())
-    if reader is None:
-        raise BadInput(
-            f"The table {name} ends in {suffix!r}: a table is one of {', '.join(SUFFIXES)}."
-        )
-    cells = reader(data, name, (video_column, caption_column))
-    if not cells:
+    wanted = (video_column, caption_column)
+    table = TableFile(data, name, wanted)
+    rows = list(table)
+    if not rows:
         raise BadInput(f"The table {name} has no rows: add one for each video.")
-    captions = [_caption(name, entry, caption_column) for entry in cells]
-    videos = [entry.values.get(video_column) for entry in cells]
+    _check_columns(name, list(table.columns), wanted)
+    for row in rows:
+        if row.num_cells:
+            raise BadInput(
+                f"In the table {name}, {row.where} has {row.num_cells} cells but the header "
+                f"has {len(table.columns)}: put captions that hold the separator in double quotes."
+            )
+    captions = [_caption(name, row, caption_column) for row in rows]
+    videos = [_plain(row.values.get(video_column)) for row in rows]
 
     for problem, is_faulty in _VIDEO_FAULTS.items():
         _refuse_rows(
             name,
             problem,
             (
-                f"{_where(entry.row, entry.line)}: {video!r}"
-                for entry, video in zip(cells, videos, strict=True)
+                f"{row.where}: {shown(video)}"
+                for row, video in zip(rows, videos, strict=True)
                 if is_faulty(video)
             ),
         )
     return [
-        TableRow(entry.row, entry.line, str(video), caption)
-        for entry, video, caption in zip(cells, videos, captions, strict=True)
+        TableRow(row.number, row.line, posixpath.normpath(video), caption)
+        for row, video, caption in zip(rows, videos, captions, strict=True)
     ]
+
+
+def _plain(video: object) -> Any:
+    return video.strip() if isinstance(video, str) else video
 
 
 def _is_missing(value: object) -> bool:
@@ -167,14 +158,14 @@ _VIDEO_FAULTS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _caption(name: str, entry: _Cells, column: str) -> str:
-    value = entry.values.get(column)
+def _caption(name: str, row: Row, column: str) -> str:
+    value = row.values.get(column)
     if _is_null(value):
         return ""
     if not _is_text(value):
         raise BadInput(
-            f"In the table {name}, {_where(entry.row, entry.line)} has a caption that is not text "
-            f"({value!r}) in the column {column!r}: write it as text."
+            f"In the table {name}, {row.where} has a caption that is not text "
+            f"({shown(value)}) in the column {column!r}: write it as text."
         )
     return str(value)
 
@@ -195,142 +186,19 @@ class _LinkFollower:
         return os.path.commonpath([self.base, target]) == self.base
 
 
-def _read_csv(data: bytes, name: str, wanted: tuple[str, str]) -> list[_Cells]:
-    text = _decode(data, name)
-    # The limit of 131072 characters is for the whole process and guards nothing in bounded data.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    records = _csv_records(text, name, _delimiter(text, wanted))
-    _, header = next(records, (0, []))
-    if not header:
-        return []
-    _check_columns(name, header, wanted)
-    cells = []
-    for row, (line, values) in enumerate(records, start=1):
-        if any(values[len(header) :]):
-            raise BadInput(
-                f"In the table {name}, {_where(row, line)} has {len(values)} cells but the header "
-                f"has {len(header)}: put captions that hold the separator in double quotes."
-            )
-        cells.append(_Cells(row, line, dict(zip(header, values, strict=False))))
-    return cells
-
-
-def _csv_records(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the records that are not blank, with the line each starts on."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        for values in reader:
-            if values:
-                yield line, values
-            line = reader.line_num + 1
-    except csv.Error as fault:
-        raise BadInput(
-            f"In the table {name}, the record that starts on line {line} is not valid CSV "
-            f"({fault}): close its quotes, and double the quotes inside quoted cells."
-        ) from fault
-
-
-def _delimiter(text: str, wanted: tuple[str, str]) -> str:
-    """Choose the separator that finds most of the wanted columns in the header, then most at all.
-
-    Python's own sniffer looks at the captions too, and prose misleads it.
-    """
-
-    def num_found(delimiter: str) -> tuple[int, int]:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        header: list[str] = next(filter(None, reader), [])
-        return len(set(wanted) & set(header)), len(header)
-
-    return max(",;\t|", key=num_found)
-
-
-def _read_json(data: bytes, name: str, wanted: tuple[str, str]) -> list[_Cells]:
-    records = _parse_json(_decode(data, name), name, "")
-    if not isinstance(records, list):
-        raise BadInput(
-            f"The table {name} holds no list: write a list of records, [{{...}}, {{...}}]."
-        )
-    return _cells_of_records(((None, record) for record in records), name, wanted)
-
-
-def _read_jsonl(data: bytes, name: str, wanted: tuple[str, str]) -> list[_Cells]:
-    # Not splitlines: a caption may hold other line separators that JSON does not escape.
-    lines = enumerate(_decode(data, name).split("\n"), start=1)
-    parsed = (
-        (line, _parse_json(text, name, f", line {line},")) for line, text in lines if text.strip()
-    )
-    return _cells_of_records(parsed, name, wanted)
-
-
-def _parse_json(text: str, name: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as fault:
-        raise BadInput(f"The table {name}{where} is not valid JSON: {fault}.") from fault
-
-
-def _cells_of_records(
-    records: Iterable[tuple[int | None, object]], name: str, wanted: tuple[str, str]
-) -> list[_Cells]:
-    cells = []
-    for row, (line, record) in enumerate(records, start=1):
-        if not isinstance(record, dict):
-            raise BadInput(
-                f"In the table {name}, {_where(row, line)} is not a record: write "
-                f'{{"{wanted[0]}": "...", "{wanted[1]}": "..."}}.'
-            )
-        cells.append(_Cells(row, line, record))
-    if cells:
-        # A record may leave its caption out, so a column is there when any record has it.
-        _check_columns(name, list(dict.fromkeys(key for c in cells for key in c.values)), wanted)
-    return cells
-
-
-def _read_parquet(data: bytes, name: str, wanted: tuple[str, str]) -> list[_Cells]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # Without Arrow's threads: these may abort a process that ends soon afterwards.
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False)
-        columns = list(file.schema_arrow.names)
-        _check_columns(name, columns, wanted)
-        table = file.read(columns=list(wanted), use_threads=False)
-        values = [table.column(column).to_pylist() for column in wanted]
-    except (pyarrow.ArrowException, OSError) as fault:
-        raise BadInput(f"The table {name} is not a readable Parquet file: {fault}") from fault
-    return [
-        _Cells(row, None, dict(zip(wanted, pair, strict=True)))
-        for row, pair in enumerate(zip(*values, strict=True), start=1)
-    ]
-
-
-def _decode(data: bytes, name: str) -> str:
-    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # what spreadsheets call Unicode text
-    try:
-        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except UnicodeDecodeError as fault:
-        line = data.count(b"\n", 0, fault.start) + 1
-        raise BadInput(
-            f"The table {name} is not UTF-8 on line {line} (byte {fault.start}): save it as UTF-8."
-        ) from fault
-
-
 def _check_columns(name: str, columns: list[str], wanted: tuple[str, str]) -> None:
-    for column in wanted:
-        if columns.count(column) > 1:
-            raise BadInput(f"The table {name} has two columns {column!r}: rename one of them.")
     missing = [column for column in wanted if column not in columns]
     if not missing:
         return
-    near = {
-        column: difflib.get_close_matches(column, columns, n=1, cutoff=0.5) for column in missing
-    }
+    short = [column for column in columns if len(column) <= MAX_NAME_LETTERS]
+    near = {column: difflib.get_close_matches(column, short, n=1, cutoff=0.5) for column in missing}
     hints = [f" Is {column!r} there as {names[0]!r}?" for column, names in near.items() if names]
+    named = ", ".join(map(repr, short[:MAX_COLUMNS_NAMED]))
+    more = len(columns) - len(short[:MAX_COLUMNS_NAMED])
     raise BadInput(
         f"The table {name} has no column {' and no column '.join(map(repr, missing))}; it has "
-        f"{', '.join(map(repr, columns))}: name its columns in the settings.{''.join(hints)}"
+        f"{named or 'none'}{f' and {more} more' if more else ''}: "
+        f"name its columns in the settings.{''.join(hints)}"
     )
 
 
@@ -344,7 +212,3 @@ def _refuse_rows(name: str, problem: str, shown: Iterable[str]) -> None:
         + ", ".join(rows[:MAX_ROWS_NAMED])
         + (f" and {more} more." if more > 0 else ".")
     )
-
-
-def _where(row: int, line: int | None) -> str:
-    return f"row {row}" if line is None else f"row {row} (line {line})"

@@ -51,7 +51,6 @@ LEVELS = [
         "hvkf.loras",
         "hvkf.manifest",
         "hvkf.manifest_cells",
-        "hvkf.manifest_files",
     },
     {
         "hvkf.storage",
@@ -64,6 +63,8 @@ LEVELS = [
         "hvkf.buckets",
         "hvkf.resize",
         "hvkf.tables",
+        "hvkf.table_files",
+        "hvkf.parquet_rows",
         "hvkf.captions",
         "hvkf.seeds",
         "hvkf.shapes",

@@ -5,7 +5,6 @@ Reads the metadata table and the videos beside it; writes `datasets/<name>/<dige
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from hvkf import catalog, ledger
@@ -28,13 +27,12 @@ from hvkf.stages.ingest_sources import (
     check_pods_see_sources,
     source_folder,
     source_stat,
-    split_location,
 )
 from hvkf.stages.ingest_splits import decide_splits
 from hvkf.storage import Store, open_folder
 from hvkf.stored import read_named
+from hvkf.table_files import read_file
 from hvkf.tables import TableRow, parse_table
-from hvkf.user_files import reason_of, shortened
 
 STAGE = "ingest"
 STAGE_VERSION = 1
@@ -78,22 +76,13 @@ class _Ingested(Record):
 
 
 def _read_rows(config: IngestConfig) -> list[TableRow]:
-    folder, name = split_location(config.metadata)
-    try:
-        data = open_folder(folder).read(name)
-    except (FileNotFoundError, IsADirectoryError):
-        raise BadInput(
-            f"There is no table {config.metadata!r}: set ingest.metadata to a CSV, JSON, JSONL or "
-            "Parquet file with a column of video paths and one of captions."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"The table {shortened(config.metadata)!r} cannot be read: {reason_of(error)}; set "
-            "ingest.metadata to another file."
-        ) from error
+    data = read_file(
+        config.metadata,
+        f"There is no table {config.metadata!r}: set ingest.metadata to a CSV, JSON, JSONL or "
+        "Parquet file with a column of video paths and one of captions.",
+    )
     return parse_table(
         data,
-        PurePosixPath(name).suffix,
         config.metadata,
         video_column=config.video_column,
         caption_column=config.caption_column,
