@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
-from flows.server import temporary_server
+from flows.server import answers, temporary_server
 from hvkf.config import Config
+from hvkf.errors import TryAgain
 from hvkf.model_source import cache_folder
 from hvkf.records import Summary
+from hvkf.secret_text import without_secrets
 from hvkf.storage import open_folder
 
 # Nothing is sent anywhere, and a fault is told once, in hvkf's own sentence.
@@ -31,7 +33,12 @@ def run_pipeline(config: Config) -> list[Summary]:
     home.mkdir(parents=True, exist_ok=True)
     for name, value in {**PREFECT_SETTINGS, "PREFECT_HOME": str(home)}.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_API_URL" in os.environ:
+    if address := os.environ.get("PREFECT_API_URL"):
+        if not answers(address):
+            raise TryAgain(
+                f"Prefect's server PREFECT_API_URL={without_secrets(address)} does not answer: "
+                "start it, or unset PREFECT_API_URL, and the run has a server of its own."
+            )
         return _run(config)
     with temporary_server(home) as address:
         os.environ["PREFECT_API_URL"] = address

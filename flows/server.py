@@ -102,7 +102,7 @@ def wait_for_server() -> None:
     """
     address = os.environ.get("PREFECT_API_URL")
     deadline_s = time.monotonic() + AWAY_TIMEOUT_S
-    while address is not None and not _answers(address):
+    while address is not None and not answers(address):
         if time.monotonic() > deadline_s:
             raise TryAgain(
                 f"Prefect's server {address} has been away for {AWAY_TIMEOUT_S:.0f} s: when it is "
@@ -111,7 +111,8 @@ def wait_for_server() -> None:
         time.sleep(1.0)
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether Prefect's server answers at its API's address."""
     try:
         return httpx.get(f"{address}/health", timeout=5).is_success
     except (httpx.HTTPError, httpx.InvalidURL):
@@ -129,7 +130,7 @@ def free_port() -> int:
 def _wait_for(server: subprocess.Popen[bytes], address: str, log_file: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s and server.poll() is None:
-        if _answers(address):
+        if answers(address):
             return
         time.sleep(0.1)
     raise HvkfError(f"Prefect's server did not start; its log is {log_file}.")

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +43,8 @@ from hvkf.shown import shown, shown_name
 from hvkf.storage import Store, open_store
 
 INTERRUPTED_CODE = 130
+NO_READER_CODE = 1  # as Typer itself ends where nobody reads the output
+END_TIMEOUT_S = 20.0
 OVERRIDE_NAME = re.compile(r"--[^-.\s][^\s]*\.[^\s]*")
 # Typer has its own copy of click and exports of its exceptions only this one's subclass.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -223,7 +226,8 @@ def run(
     if dry_run:
         from hvkf.dry_run import dry_run as what_would_be
 
-        print("\n---\n".join(text.rstrip() for text in what_would_be(settings)))
+        for number, text in enumerate(what_would_be(settings)):
+            print(f"---\n{text.rstrip()}" if number else text.rstrip(), flush=True)
         return
     from flows.local import run_pipeline  # importing Prefect takes seconds
 
@@ -341,7 +345,25 @@ def demo(
 def main() -> None:
     """Run the command line; errors end it with their sentence and exit code."""
     signal.signal(signal.SIGTERM, _stop)
-    sys.exit(run_command(sys.argv[1:]))
+    code = run_command(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        code = NO_READER_CODE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if code:
+        _end_in_time(code)
+    sys.exit(code)
+
+
+def _end_in_time(code: int) -> None:
+    """See to it that a process that has said its error ends, whatever its threads still wait for.
+
+    What they do does not count: nothing is recorded behind an error.
+    """
+    timer = threading.Timer(END_TIMEOUT_S, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -359,6 +381,8 @@ def run_command(arguments: Sequence[str]) -> int:
         return _end(BadInput(_explain_usage(error)))
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED_CODE
+    except BrokenPipeError:
+        return NO_READER_CODE
     except Exception as error:  # the last resort: it is told, and kept
         return _end(explain_unknown(error))
     if code == INTERRUPTED_CODE:  # Typer may have caught it first

@@ -10,6 +10,7 @@ from hvkf.config import Config
 from hvkf.jobs.manifest import build_manifest
 from hvkf.jobs.spec import UNKNOWN, JobSpec, job_for
 from hvkf.records import Plan
+from hvkf.secret_text import hide_secrets
 from hvkf.settings.jobs import StageJobs
 from hvkf.storage import Store, open_folder
 
@@ -18,8 +19,11 @@ def dry_run(config: Config) -> Iterator[str]:
     """Yield what each stage of the chain would do: a sentence, or a manifest as YAML.
 
     The first stage that is not done is planned; those behind it have `?` for what it will tell.
+    A workspace in S3 is read for that, which is said first. No secret is shown.
     """
     store = open_folder(config.workspace)  # unlike a workspace that is run in, not marked as one
+    if "://" in store.url:
+        yield f"# reads {store.url} to see what is done, and writes nothing"
     stages = ["ingest", "cache", "encode", "train", "evaluate"]
     if config.render.manifest is not None:
         stages.append("render")
@@ -54,7 +58,8 @@ def _of_stage(stage: str, config: Config, store: Store, plan: Plan | None) -> st
         if not pending:
             return f"# {stage}: all parts are done; only the commit lacks"
         job = job_for(plan, store.url, pending, attempt=1)
-    return yaml.dump(build_manifest(job), Dumper=_PlainDumper, sort_keys=False, width=100)
+    manifest = hide_secrets(build_manifest(job))
+    return yaml.dump(manifest, Dumper=_PlainDumper, sort_keys=False, width=100)
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -1,7 +1,6 @@
 """What a command says of an exception that nobody foresaw: a sentence, and a file with the rest."""
 
 import os
-import re
 import sys
 import tempfile
 import time
@@ -9,28 +8,10 @@ import traceback
 
 from hvkf.errors import BadInput, HvkfError, OwnError
 from hvkf.os_errors import explain_os_error
+from hvkf.secret_text import without_secrets
 from hvkf.shown import cut, shown_name
 
-SECRET_NAME = re.compile(
-    r"(?i)(secret|token|passw|credential|api_?key|access_?key|private_?key|webhook|(^|_)auth)"
-)
-MIN_SECRET_LENGTH = 6
-HIDDEN = "(hidden)"
-URL_USER = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
-URL_QUERY = re.compile(r"(https?://[^\s'\"?]+\?)[^\s'\"]+")
 IN_POD = "KUBERNETES_SERVICE_HOST"
-
-
-def without_secrets(text: str) -> str:
-    """Hide the values of environment variables that hold secrets, and what URLs hold of such."""
-    secrets = {
-        value
-        for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_LENGTH
-    }
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
-    return URL_QUERY.sub(rf"\1{HIDDEN}", URL_USER.sub(HIDDEN, text))
 
 
 def explain_unknown(error: Exception) -> HvkfError:

@@ -7,7 +7,7 @@ left behind has no record here, and is never read.
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from hvkf.config import Config
@@ -160,16 +160,20 @@ def check_failures(
     listed = list(failures)
     if len(listed) <= max_fraction * num_total:
         return
-    shown = "; ".join(
-        f"{failure.source}: {failure.message} [{failure.code}]"
-        for failure in listed[:MAX_SHOWN_FAILURES]
-    )
-    more = len(listed) - MAX_SHOWN_FAILURES
     raise BadInput(
-        f"{len(listed)} of {num_total} failed, more than {setting}={max_fraction} allows: {shown}"
-        + (f"; and {more} more" if more > 0 else "")
-        + "."
+        f"{len(listed)} of {num_total} failed, more than {setting}={max_fraction} allows: "
+        f"{first_failures(listed)}."
     )
+
+
+def first_failures(failures: Sequence[Failure]) -> str:
+    """Write the first failures with their reasons, and how many more there are."""
+    told = "; ".join(
+        f"{failure.source}: {failure.message} [{failure.code}]"
+        for failure in failures[:MAX_SHOWN_FAILURES]
+    )
+    more = len(failures) - MAX_SHOWN_FAILURES
+    return told + (f"; and {more} more" if more > 0 else "")
 
 
 def check_files(store: Store, prefix: str, files: Iterable[FileEntry]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from hvkf.shown import cut, shown, shown_name
 
 MAX_BYTES = 1 << 18
 MAX_DEPTH = 40
-MAX_NODES = 20_000
+MAX_NODES = 10_000
 """Of a text with its aliases written out; all settings of hvkf are some 300."""
 TAG = "tag:yaml.org,2002:"
 KNOWN_TAGS = {TAG + name for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
@@ -55,7 +55,7 @@ def read_yaml(text: str, origin: str, *, values_are_text: bool = False) -> Any:
         if len(text.encode(errors="replace")) > MAX_BYTES:
             raise ConfigError(f"{shown_name(origin)} is larger than {MAX_BYTES >> 10} KiB.")
         loader_type = _TextLoader if values_are_text else _Loader
-        _check_depth(text, origin)
+        _check_extent(text, origin)
         loader = loader_type(text)
         node = loader.get_single_node()
         if node is None:
@@ -77,10 +77,12 @@ def _not_yaml(origin: str, problem: str) -> ConfigError:
     return ConfigError(f"{shown_name(origin)} is not YAML: {cut(' '.join(problem.split()))}.")
 
 
-def _check_depth(text: str, origin: str) -> None:
-    """Count the nesting before anything goes down it."""
+def _check_extent(text: str, origin: str) -> None:
+    """Count the values and their nesting before anything is made of them."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        if number > MAX_NODES:
+            raise ConfigError(f"{shown_name(origin)} has more than {MAX_NODES} values.")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:

@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from hvkf import cli
 from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.jobs.spec import fault_of
-from hvkf.last_resort import without_secrets
 from hvkf.model_source import cache_folder
+from hvkf.secret_text import without_secrets
 from hvkf.storage import FolderStore
+from tests.workspaces import write_table
 
 END = "An error of hvkf itself"
 
@@ -39,7 +42,8 @@ class Ended:
     def refused(self, *arguments: str) -> str:
         """Run a command that must end with 65 and one sentence; return that."""
         assert self(*arguments) == 65, self.err
-        (line,) = self.err.splitlines()
+        line = self.err.splitlines()[-1]  # bars of progress may come before it
+        assert "Traceback" not in self.err
         assert line.startswith("error: ")
         assert len(line) < 600
         return line
@@ -255,3 +259,55 @@ def test_a_workspace_that_is_a_file_is_refused_by_each_command(
     arguments = [command, f"--workspace={tmp_path / 'w'}"]
     assert "is a file: name a folder" in ended.refused(*arguments)
     assert "lies below" in ended.refused(command, f"--workspace={tmp_path / 'w' / 'x'}")
+
+
+def test_a_prefect_server_that_is_away_is_said_at_once(
+    ended: Ended, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://u:hush@127.0.0.1:9/api")
+    assert ended("run", f"--workspace={tmp_path / 'w'}") == 75
+    assert "PREFECT_API_URL=http://(hidden)@127.0.0.1:9/api does not answer: start it" in ended.err
+
+
+def test_a_table_without_a_usable_video_says_why(ended: Ended, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "data", [("a", "videos/gone.mp4")])
+    said = ended.refused(
+        "ingest",
+        f"--workspace={tmp_path / 'w'}",
+        f"--ingest.metadata={table}",
+        "--ingest.max_failed_fraction=1.0",
+    )
+    assert "not one video can be used: videos/gone.mp4: " in said
+    assert "[missing]" in said
+
+
+@pytest.mark.parametrize("kind", ["thread", "pool"])
+def test_a_command_that_has_said_its_error_ends(tmp_path: Path, kind: str) -> None:
+    code = (
+        "import sys, threading, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from hvkf import cli\n"
+        "cli.END_TIMEOUT_S = 1.0\n"
+        "def hang(*_): time.sleep(600)\n"
+        "if sys.argv.pop() == 'pool': ThreadPoolExecutor(1).submit(hang)\n"
+        "else: threading.Thread(target=hang).start()\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-c", code, "gc", f"--workspace={tmp_path}", "--x.y=1", kind]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 65
+    assert "there is no setting x" in ended.stderr
+
+
+def test_a_reader_that_is_gone_ends_a_command_quietly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hvkf.cli", "gc", f"--workspace={tmp_path}"]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        ended = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    finally:
+        os.close(write)
+    assert ended.returncode == cli.NO_READER_CODE
+    assert ended.stderr == b""

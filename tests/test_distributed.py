@@ -15,7 +15,7 @@ from hvkf.distributed import (
     launch_command,
     num_ranks,
 )
-from hvkf.errors import BadInput, Stopped, TryAgain
+from hvkf.errors import BadInput, OwnError, Stopped, TryAgain
 
 ROOT = Path(__file__).parents[1]
 RUN = ["hvkf.cli", "train", "run", "--plan", "abc"]
@@ -102,7 +102,7 @@ def test_a_rank_records_its_exit_code(
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(type(fault)), distributed.exit_code_recorded():
         raise fault
-    assert (tmp_path / "3").read_text() == str(getattr(fault, "exit_code", 1))
+    assert (tmp_path / "3").read_text() == str(getattr(fault, "exit_code", OwnError.exit_code))
 
 
 def launch(folder: Path, *ends: str) -> subprocess.Popen[bytes]:

@@ -11,6 +11,7 @@ from hvkf.config import Config
 from hvkf.settings.jobs import StageJobs
 from hvkf.storage import FolderStore
 from tests.commands import run_command
+from tests.s3_server import S3Service
 from tests.workspaces import small_config, write_dataset
 
 MOUNT = [{"op": "add", "path": "/spec/volumes/-", "value": {"name": "ws", "emptyDir": {}}}]
@@ -63,3 +64,54 @@ def test_what_is_known_is_planned(
     assert "?" not in manifests["cache"]["metadata"]["name"]
     assert manifests["encode"]["metadata"]["name"] == "hvkf-encode-?-1"
     assert not (Path(config.workspace) / "plans" / "cache").exists()
+
+
+def test_no_key_is_printed(
+    config: Config,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY")
+    variables = {
+        "HF_TOKEN": "hf_abcdefghijklmnopqrstuv",
+        "WANDB_API_KEY": "0123456789abcdef0123",
+        "PROXY": "http://user:hush-hush@proxy:3128",
+        "EXTRA": "AKIAIOSFODNN7EXAMPLE",
+        "SAME_AS_HERE": "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY",
+        "NCCL_DEBUG": "INFO",
+    }
+    secret = {"name": "S3_SECRET", "value": "patched-in"}
+    reference = {"name": "T", "valueFrom": {"secretKeyRef": {"name": "my-secret", "key": "token"}}}
+    patch = [
+        *MOUNT,
+        {"op": "add", "path": "/spec/containers/0/env/-", "value": secret},
+        {"op": "add", "path": "/spec/containers/0/env/-", "value": reference},
+    ]
+    jobs = config.model_dump()["jobs"]
+    for stage in ("cache", "encode", "train"):
+        jobs[stage] |= {"env": variables, "pod_patch": patch}
+    config = Config.model_validate({**config.model_dump(exclude={"jobs"}), "jobs": jobs})
+    manifests, _ = printed(config, capsys, tmp_path / "c.yaml")
+    text = yaml.safe_dump(manifests)
+    for value in [*list(variables.values())[:2], "hush", "AKIA", "wJalr", "patched-in"]:
+        assert value not in text
+    env = {entry["name"]: entry for entry in pod_env(manifests["train"])}
+    assert env["NCCL_DEBUG"]["value"] == "INFO"
+    assert env["HF_TOKEN"]["value"] == "(hidden)"
+    assert env["T"] == reference
+
+
+def pod_env(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    env: list[dict[str, Any]] = manifest["spec"]["template"]["spec"]["containers"][0]["env"]
+    return env
+
+
+def test_that_s3_is_read_is_said_before_it_is(
+    s3: S3Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_dataset(tmp_path / "data", 1)
+    run_command("run", f"--workspace={s3.new_url()}", f"--ingest.metadata={table}", "--dry-run")
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("# reads s3://")
+    assert first.endswith("to see what is done, and writes nothing")

@@ -79,6 +79,7 @@ LEVELS = [
         "hvkf.errors",
         "hvkf.last_resort",
         "hvkf.os_errors",
+        "hvkf.secret_text",
         "hvkf.setting_values",
         "hvkf.shown",
         "hvkf.yaml_text",

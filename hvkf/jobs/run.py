@@ -1,13 +1,14 @@
 """Runs a plan's parts where its settings say: on this machine, or as pods of a cluster."""
 
 from hvkf.jobs import local
+from hvkf.jobs.one_at_a_time import alone
 from hvkf.jobs.spec import Listener, stage_jobs
 from hvkf.records import Plan
 from hvkf.storage import Store
 
 
 def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = None) -> None:
-    """Run a plan's parts until the ledger has them all.
+    """Run a plan's parts until the ledger has them all; who asks for the same work waits for it.
 
     Args:
         plan: The plan, as it lies in the workspace.
@@ -23,4 +24,5 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
 
         cluster.run_plan(plan, store, listener, owner)
     else:
-        local.run_plan(plan, store, listener)
+        with alone(plan, store, listener.on_log):
+            local.run_plan(plan, store, listener)

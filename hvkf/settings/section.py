@@ -37,8 +37,15 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _has_no_nul(cls, value: Any) -> Any:
+    def _is_text(cls, value: Any) -> Any:
         texts = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(text, str) and "\0" in text for text in texts):
-            raise ValueError("a NUL character is in it; no path and no program takes that")
+        if isinstance(value, dict):
+            texts = (*value.keys(), *value.values())
+        for text in texts:
+            if not isinstance(text, str):
+                continue
+            if "\0" in text:
+                raise ValueError("a NUL character is in it; no path and no program takes that")
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError("it is not UTF-8; no record can hold it")
         return value

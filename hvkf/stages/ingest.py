@@ -210,7 +210,8 @@ def commit(plan: Plan, store: Store) -> Summary:
     taken = [(row, scan) for row, scan in taken if scan.sha256 not in between]
     clips = [clip for row, scan in taken for clip in _clips(row, scan, splits, ingest)]
     if not clips:
-        raise BadInput(f"{ingest.metadata}: not one video can be used; see the reasons above.")
+        reasons = ledger.first_failures(failures) or "the table has no rows"
+        raise BadInput(f"{ingest.metadata}: not one video can be used: {reasons}.")
     kept = tuple(scan for _, scan in sorted(current.items()) if scan is not None)
     return _put(
         store, ingest, clips, failures, _Ingested(scans=kept, splits=splits), previous_commit

@@ -41,6 +41,8 @@ TEXTS = st.sampled_from(ODD_TEXTS) | st.text(max_size=30)
 @given(KEYS, TEXTS)
 @example("render.negative_prompt", "a: b: c")
 @example("experiment.run_id", "2026-11-29")
+@example("workspace", "\ud800")
+@example("jobs.train.env.A", "\ud800")
 @example("jobs.train.env", "{A: 1, A: 2}")
 @example("jobs.train.pod_patch", "[{op: add, path: /a, value: &a [*a]}]")
 def test_an_override_is_taken_or_refused_in_a_sentence(key: str, text: str) -> None:
