@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.actions import ChangeFlowRunState
@@ -112,7 +112,8 @@ def add_nightly_schedule() -> None:
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name(NIGHTLY)
         if not nightly.schedules:
-            client.create_deployment_schedules(nightly.id, [(schedule, False)])
+            new = DeploymentScheduleCreate(schedule=schedule, active=False)
+            client.create_deployment_schedules(nightly.id, [new])
 
 
 def deploy(pool: str) -> None:

@@ -63,8 +63,8 @@ class MeasuredStore(S3Store):
 
     num_bytes = 0
 
-    def read(self, path: str) -> bytes:
-        data = super().read(path)
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        data = super().read(path, max_bytes)
         self.num_bytes += len(data)
         return data
 
