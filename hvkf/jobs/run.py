@@ -1,12 +1,20 @@
 """Runs a plan's parts where its settings say: on this machine, or as pods of a cluster."""
 
+from collections.abc import Callable
+
 from hvkf.jobs import local
 from hvkf.jobs.spec import Listener, stage_jobs
 from hvkf.records import Plan
 from hvkf.storage import Store
 
 
-def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = None) -> None:
+def run_plan(
+    plan: Plan,
+    store: Store,
+    listener: Listener,
+    owner: str | None = None,
+    moves: Callable[[], bool] = lambda: False,
+) -> None:
     """Run a plan's parts until the ledger has them all.
 
     Args:
@@ -14,6 +22,7 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
         store: The workspace.
         listener: Who hears of progress, and the workers' words.
         owner: On a cluster, the run that a job is kept for; left out, one is made up.
+        moves: Whether the owner, when it is told to end, goes on elsewhere: its job then stays.
 
     Raises:
         HvkfError: the fault that ended the job.
@@ -21,6 +30,6 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
     if stage_jobs(plan).executor == "kubernetes":
         from hvkf.jobs import cluster  # importing the Kubernetes client takes half a second
 
-        cluster.run_plan(plan, store, listener, owner)
+        cluster.run_plan(plan, store, listener, owner, moves)
     else:
         local.run_plan(plan, store, listener)
