@@ -278,6 +278,24 @@ def object_sha256(store: Store, path: str) -> str:
     return hashlib.sha256(store.read(path)).hexdigest()
 
 
+def bad_bucket(url: str) -> str:
+    """Write the sentence about an `s3://` address whose bucket no service can have."""
+    _, at, bucket = _bucket(url).rpartition("@")
+    if at:
+        return (
+            f"{shown_name(f's3://{bucket}')!r} was given with keys before an @: set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead; write s3://bucket/prefix."
+        )
+    return (
+        f"{shown_name(url)!r} names no bucket: {shown(bucket)} is not 3 to 63 letters, "
+        "digits, dots and dashes; write s3://bucket/prefix."
+    )
+
+
+def _bucket(url: str) -> str:
+    return url.removeprefix("s3://").partition("/")[0]
+
+
 def open_folder(url: str) -> Store:
     """Open any folder or `s3://` prefix, such as the one the source videos lie in.
 
@@ -285,12 +303,8 @@ def open_folder(url: str) -> Store:
         BadInput: a file is there or above, the bucket's name is none, or the scheme is another.
     """
     if url.startswith("s3://"):
-        bucket = url.removeprefix("s3://").partition("/")[0]
-        if not BUCKET_NAME.fullmatch(bucket):
-            raise BadInput(
-                f"{shown_name(url)!r} names no bucket: {shown(bucket)} is not 3 to 63 letters, "
-                "digits, dots and dashes; write s3://bucket/prefix."
-            )
+        if not BUCKET_NAME.fullmatch(_bucket(url)):
+            raise BadInput(bad_bucket(url))
         from hvkf.storage_s3 import S3Store  # here, because importing s3fs takes half a second
 
         return S3Store(url)

@@ -17,24 +17,23 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import s3fs
-from aiohttp import ClientError as ConnectionFault
-from botocore.exceptions import (
-    BotoCoreError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
-from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
 from hvkf.errors import AlreadyExists, BadInput, TryAgain
 from hvkf.redaction import without_secrets
+from hvkf.s3_errors import (
+    FAULTS,
+    UNEXPLAINED_STATUS,
+    answer_of,
+    away_sentence,
+    is_refused_condition,
+    is_transient,
+    refusal,
+)
 from hvkf.storage import ObjectStat, into_place, safe_path
 from hvkf.user_files import check_size
 
@@ -56,21 +55,6 @@ CONTENT_TYPES = {
     ".jpg": "image/jpeg",
     ".png": "image/png",
 }
-FAULTS = (BotoCoreError, OSError, ConnectionFault, ResponseParserError)
-TRANSIENT_FAULTS = (
-    *(HTTPClientError, BotoConnectionError, ResponseParserError, ConnectionFault),
-    *(IncompleteRead, ConnectionError, TimeoutError),
-)
-TRANSIENT_CODES = {
-    *("SlowDown", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException"),
-    # Bytes were lost or changed on the way to the service, and it noticed.
-    *("XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"),
-    # Two conditional writes at the same moment: neither was decided.
-    *("OperationAborted", "ConditionalRequestConflict"),
-}
-TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
-WRONG_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity"}
-EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken"}
 
 ResultT = TypeVar("ResultT")
 
@@ -85,11 +69,8 @@ class _Chunk(NamedTuple):
     etag: str
 
 
-class _Answer(NamedTuple):
-    """What a service said in refusing a request: S3's code ('' where it gave none) and status."""
-
-    code: str
-    status: int
+class _EmptyObject(Exception):
+    """An object without bytes has no range of them."""
 
 
 class S3Store:
@@ -160,7 +141,7 @@ class S3Store:
         try:
             self._put(path, data, IfNoneMatch="*", Metadata={MARK: mark})
         except OSError as fault:
-            if not _is_refused_condition(fault):
+            if not is_refused_condition(fault):
                 raise
             # An answer that was lost on its way: the object that stands there is this very put.
             if self._head(path)["Metadata"].get(MARK) != mark:
@@ -187,7 +168,7 @@ class S3Store:
         try:
             self._put(path, data, IfMatch=etag, Metadata={MARK: mark})
         except OSError as fault:
-            if not _is_refused_condition(fault):
+            if not is_refused_condition(fault):
                 raise
             if self._head(path)["Metadata"].get(MARK) != mark:
                 raise AlreadyExists(f"{self.url}/{path} was changed meanwhile.") from None
@@ -226,8 +207,26 @@ class S3Store:
         return False
 
     def _head(self, path: str) -> dict[str, Any]:
-        answer: dict[str, Any] = self._call("head_object", Key=self._key(path))
-        return answer
+        """Ask for what is known of an object."""
+        key = self._key(path)
+
+        def ask() -> dict[str, Any]:
+            try:
+                answer: dict[str, Any] = self._fs.call_s3(
+                    "head_object", Bucket=self.bucket, Key=key
+                )
+            except OSError as fault:
+                status = answer_of(fault).status
+                if status not in UNEXPLAINED_STATUS:
+                    raise
+                # The same question as GET, whose answer has a body: it says which reason, or that
+                # the reason has passed.
+                with contextlib.suppress(_EmptyObject):
+                    self._read_range(path, 0, 0)
+                raise TimeoutError(f"HEAD was answered {status}") from fault
+            return answer
+
+        return self._ride_out(ask)
 
     def _put(self, path: str, data: bytes, **conditions: Any) -> None:
         self._call(
@@ -296,8 +295,15 @@ class S3Store:
         self, path: str, start: int, etag: str | None = None, size: int = CHUNK_BYTES
     ) -> _Chunk:
         """Read up to `size` bytes of an object, that of the given ETag if one is given."""
-        end = start + size - 1
         condition = {} if etag is None else {"IfMatch": etag}
+        end = start + size - 1
+        try:
+            return self._ride_out(lambda: self._read_range(path, start, end, **condition))
+        except _EmptyObject:
+            return _Chunk(b"", 0, "")
+
+    def _read_range(self, path: str, start: int, end: int, **condition: str) -> _Chunk:
+        """Ask once for bytes of an object, the last of them included."""
 
         async def fetch(client: Any) -> _Chunk:
             answer = await client._call_s3(
@@ -315,11 +321,11 @@ class S3Store:
             return _Chunk(data, int(whole), answer["ETag"])
 
         try:
-            chunk: _Chunk = self._ride_out(lambda: sync(self._fs.loop, fetch, self._fs))
+            chunk: _Chunk = sync(self._fs.loop, fetch, self._fs)
         except OSError as fault:
-            if _answer_of(fault).code != "InvalidRange":
-                raise
-            chunk = _Chunk(b"", 0, "")  # an empty object has no range
+            if answer_of(fault).code == "InvalidRange":
+                raise _EmptyObject from fault
+            raise
         return chunk
 
     def _call(self, method: str, **arguments: Any) -> Any:
@@ -339,15 +345,15 @@ class S3Store:
             try:
                 result = send()
             except FAULTS as fault:
-                self._has_answered |= _answer_of(fault).status != 0
-                if not _is_transient(fault):
-                    if sentence := _explanation(fault, self.url, self.bucket):
-                        raise BadInput(sentence) from fault
+                self._has_answered |= answer_of(fault).status != 0
+                if not is_transient(fault):
+                    if error := refusal(fault, self.url, self.bucket):
+                        raise error from fault
                     raise
                 patience_s = self._patience_s if self._has_answered else FIRST_PATIENCE_S
                 wait_s = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
                 if time.monotonic() - begin_s + wait_s > min(patience_s, self._patience_s):
-                    raise TryAgain(_away(fault, self.url)) from fault
+                    raise TryAgain(away_sentence(fault, self.url)) from fault
                 said = without_secrets(f"{self.url}: {fault!r}")
                 log.debug("%s; trying again in %.2f s", said, wait_s)
                 time.sleep(wait_s)
@@ -384,64 +390,3 @@ def _body(data: bytes) -> dict[str, Any]:
     """Give the body of a request with its checksum: the service refuses what arrives otherwise."""
     checksum = hashlib.md5(data, usedforsecurity=False).digest()
     return {"Body": data, "ContentMD5": base64.b64encode(checksum).decode()}
-
-
-def _answer_of(fault: BaseException) -> _Answer:
-    response = getattr(fault.__cause__, "response", None) or getattr(fault, "response", None) or {}
-    error = response.get("Error", {}) if isinstance(response, dict) else {}
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    return _Answer(str(error.get("Code", "")), int(metadata.get("HTTPStatusCode", 0)))
-
-
-def _is_refused_condition(fault: OSError) -> bool:
-    return isinstance(fault, FileExistsError) or _answer_of(fault).status == 412
-
-
-def _is_transient(fault: BaseException) -> bool:
-    code, status = _answer_of(fault)
-    if status:
-        return code in TRANSIENT_CODES or status in TRANSIENT_STATUS
-    return isinstance(fault, TRANSIENT_FAULTS)
-
-
-def _away(fault: BaseException, url: str) -> str:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    where = endpoint or "AWS itself, for AWS_ENDPOINT_URL is not set"
-    return (
-        f"{url} cannot be reached ({str(fault) or type(fault).__name__}): check that the S3 "
-        f"service runs and that its address is right ({where}); the same command goes on from here."
-    )
-
-
-def _explanation(fault: BaseException, url: str, bucket: str) -> str | None:
-    """Say in words, with the fix, what was refused; None for what callers handle."""
-    code, status = _answer_of(fault)
-    if code == "NoSuchBucket":
-        return (
-            f"There is no bucket {bucket!r} for {url}: create it, or mend `workspace` (and "
-            "AWS_ENDPOINT_URL, which names the service)."
-        )
-    if isinstance(fault, NoCredentialsError | PartialCredentialsError):
-        return (
-            f"There are no AWS credentials for {url}: set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the pod a Secret or a workload identity."
-        )
-    if code == "RequestTimeTooSkewed":
-        return (
-            f"The clock of this machine differs from that of the S3 service of {url} by more than "
-            "it allows (15 minutes): set the clock (NTP), then run the same command."
-        )
-    if code in WRONG_KEYS:
-        return (
-            f"The S3 service of {url} does not know these AWS keys ({code}): check "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (in a cluster: the Secret of "
-            "jobs.cluster.s3_secret)."
-        )
-    if code in EXPIRED:
-        return f"The AWS credentials for {url} have expired ({code}): renew them."
-    if status == 403:
-        return (
-            f"Access to {url} was refused ({fault}): check the AWS keys of this process and that "
-            f"they may read, write, list and delete in the bucket {bucket!r}."
-        )
-    return None

@@ -29,6 +29,13 @@ class Fault(Enum):
     SKEWED = auto()  # the service finds the client's clock wrong
 
 
+class Refused(NamedTuple):
+    """An answer that a service, or a network before it, gives instead of doing what was asked."""
+
+    status: int
+    code: str  # '' for an answer that is no XML of S3's
+
+
 class Request(NamedTuple):
     """What a rule may look at."""
 
@@ -38,7 +45,7 @@ class Request(NamedTuple):
     is_conditional: bool
 
 
-Rule = Callable[[Request], Fault | None]
+Rule = Callable[[Request], Fault | Refused | None]
 
 
 def no_faults(request: Request) -> None:
@@ -70,7 +77,7 @@ class FaultyS3:
 
     def __init__(self, service: str) -> None:
         self.rule: Rule = no_faults
-        self.counts: Counter[Fault | None] = Counter()
+        self.counts: Counter[Fault | Refused | None] = Counter()
         self.lost_conditional = 0
         self.address = ""
         self._service = service.rstrip("/")
@@ -99,6 +106,10 @@ class FaultyS3:
         seen = Request(sum(self.counts.values()), request.method, request.path, conditional)
         fault = self.rule(seen)
         self.counts[fault] += 1
+        if isinstance(fault, Refused):
+            said = ERROR_XML.format(code=fault.code) if fault.code else "<html>an error</html>"
+            # An answer to HEAD has no body, and so no code.
+            return web.Response(status=fault.status, text="" if request.method == "HEAD" else said)
         if fault is Fault.UNAVAILABLE:
             return web.Response(status=503, text=ERROR_XML.format(code="SlowDown"))
         if fault is Fault.INTERNAL:

@@ -55,6 +55,7 @@ LEVELS = [
     {
         "hvkf.storage",
         "hvkf.storage_s3",
+        "hvkf.s3_errors",
         "hvkf.video",
         "hvkf.lossless_video",
         "hvkf.keyframe_images",
@@ -105,7 +106,7 @@ ONLY_IN = {
     "s3fs": ("hvkf/storage_s3.py",),
     "boto3": ("hvkf/storage_s3.py",),
     "httpcore": ("hvkf/webhook.py",),
-    "botocore": ("hvkf/storage_s3.py",),
+    "botocore": ("hvkf/storage_s3.py", "hvkf/s3_errors.py"),
 }
 MODULES = sorted([*(ROOT / "hvkf").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
 

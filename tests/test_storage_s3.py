@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hvkf import storage_s3
-from hvkf.errors import AlreadyExists, BadInput, TryAgain
+from hvkf.errors import AlreadyExists, BadInput, DiskFull, TryAgain
 from hvkf.storage import open_store
 from hvkf.storage_s3 import S3Store
-from tests.s3_faults import Fault, FaultyS3, faulty_s3, random_faults
+from tests.s3_faults import Fault, FaultyS3, Refused, Request, faulty_s3, random_faults
 from tests.s3_server import S3Service
 
 
@@ -241,3 +241,98 @@ def test_a_wrong_clock_is_named(store: S3Store, proxy: FaultyS3) -> None:
     proxy.rule = lambda request: Fault.SKEWED
     with pytest.raises(BadInput, match="The clock of this machine differs"):
         store.read("file")
+
+
+PASSING = [
+    *(Refused(status, "") for status in (408, 425, 429, 500, 502, 503, 504, 509, *range(520, 531))),
+    *(Refused(400, code) for code in ("RequestTimeout", "IncompleteBody", "BadDigest")),
+    *(
+        Refused(503, code)
+        for code in ("SlowDown", "ServiceUnavailable", "XMinioServerNotInitialized")
+    ),
+    *(Refused(409, code) for code in ("OperationAborted", "ConditionalRequestConflict")),
+    *(Refused(403, code) for code in ("RequestLimitExceeded", "TooManyRequestsException")),
+]
+
+
+@pytest.mark.parametrize("answer", PASSING, ids=lambda answer: f"{answer.status}-{answer.code}")
+def test_what_passes_is_tried_again_for_every_kind_of_request(
+    store: S3Store, proxy: FaultyS3, answer: Refused
+) -> None:
+    store.put("folder/file", b"1")
+    refused: dict[str, int] = {}
+
+    def rule(request: Request) -> Refused | None:
+        """Refuse the first request of each kind."""
+        kind = f"{request.method} {request.path.endswith('file')}"
+        refused[kind] = refused.get(kind, 0) + 1
+        is_explaining = request.method == "GET" and answer.status in (400, 403)
+        return answer if refused[kind] == 1 and not is_explaining else None
+
+    proxy.rule = rule
+    assert store.stat("folder/file").size == 1
+    assert store.read("folder/file") == b"1"
+    store.put("folder/file", b"2")
+    assert list(store.list("folder")) == ["folder/file"]
+    store.delete("folder/file")
+    assert proxy.counts[answer] >= 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        (Refused(403, "RequestTimeTooSkewed"), BadInput, "The clock of this machine differs"),
+        (Refused(400, "ExpiredToken"), BadInput, "have expired"),
+        (Refused(403, "InvalidAccessKeyId"), BadInput, "does not know these AWS keys"),
+        (Refused(403, "AccessDenied"), BadInput, "Access to s3://.* was refused"),
+        (Refused(400, "AuthorizationHeaderMalformed"), BadInput, "another region"),
+        (Refused(400, "InvalidBucketName"), BadInput, "names no bucket"),
+        (Refused(501, "NotImplemented"), BadInput, "refused a request"),
+        (Refused(405, "MethodNotAllowed"), BadInput, "refused a request"),
+        (Refused(507, "XMinioStorageFull"), DiskFull, "no room left"),
+    ],
+    ids=lambda value: value.code if isinstance(value, Refused) else "",
+)  # fmt: skip
+def test_what_does_not_pass_is_one_sentence_with_its_reason_for_every_kind_of_request(
+    store: S3Store, proxy: FaultyS3, answer: Refused, error: type[Exception], said: str
+) -> None:
+    """Also for HEAD, whose answers have no body and so no reason."""
+    store.put("file", b"1")
+    proxy.rule = lambda request: answer
+    for ask in (store.stat, store.read, lambda path: store.put(path, b""), store.delete):
+        with pytest.raises(error, match=said) as caught:
+            ask("file")
+        assert len(str(caught.value)) < 500
+
+
+def test_a_head_that_stays_unanswered_ends_in_one_sentence(store: S3Store, proxy: FaultyS3) -> None:
+    hurried = S3Store(store.url, patience_s=1.0)
+    hurried.put("file", b"1")
+    proxy.rule = lambda request: Refused(400, "") if request.method == "HEAD" else None
+    with pytest.raises(TryAgain, match="HEAD was answered 400"):
+        hurried.stat("file")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://", "s3:///prefix", "s3://a b/x", "s3://Bad_Bucket!/x", "s3://ünï/x", "s3://bucket:8080/x",
+     "s3://a\nb/x", "s3://" + "a" * 300 + "/x", "s3://%62/x", "s3://arn:aws:s3:eu-west-1:1:accesspoint/x",
+     "s3://key:S3cr3t@bucket/x"],
+)  # fmt: skip
+def test_a_bucket_with_a_bad_name_is_one_sentence(url: str) -> None:
+    with pytest.raises(BadInput, match="write s3://bucket/prefix") as caught:
+        open_store(url)
+    assert "S3cr3t" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_aws_settings_that_cannot_be_used_are_one_sentence(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("AWS_ENDPOINT_URL", "no address"), ("AWS_PROFILE", "unknown-profile")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            storage_s3.file_system.cache_clear()
+            with pytest.raises(BadInput, match="check the AWS_"):
+                open_store(s3.new_url())
+    storage_s3.file_system.cache_clear()

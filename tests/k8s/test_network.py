@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from flows.origin_middleware import Answered, answered_for
-from tests.k8s.overlays import K8S, Document, of_kind, render
-from tests.k8s.test_overlays import OVERLAYS, check, pod_specs
+from tests.k8s.overlays import K8S, of_kind, render
+from tests.k8s.test_overlays import OVERLAYS, Document, check, pod_specs
 
 METADATA = {
     "AWS, Azure, Google and others": "169.254.169.254",
