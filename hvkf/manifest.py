@@ -11,8 +11,9 @@ from hvkf.errors import BadInput, ConfigError
 from hvkf.manifest_cells import PARSERS, frame_of, is_missing, pairs_of, whole_of
 from hvkf.records import Record, digest
 from hvkf.settings.rendering import RenderConfig
+from hvkf.shown import shown
 from hvkf.storage import Store
-from hvkf.table_files import Row, TableFile, read_file, shown
+from hvkf.table_files import Row, TableFile, read_file
 
 PASTED = "manifests/pasted"
 ENDS = ("first_frame", "last_frame")
@@ -93,6 +94,7 @@ def read_manifest(
         defaults.manifest,
         f"There is no manifest {defaults.manifest!r}: set render.manifest to a file with the "
         f"columns {', '.join(REQUIRED)}.",
+        "manifest",
     )
     return stream_manifest(data, defaults.manifest, defaults, check_lora)
 

@@ -19,9 +19,6 @@ MIN_FRAMES, MAX_FRAMES = 5, 513
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 SEED_LIMIT = 1 << 63
-MAX_NAME_BYTES = 255
-"""Of a file's or folder's name, on every file system that is in use."""
-MAX_PATH_BYTES = 1024
 MAX_ID_BYTES = 200
 """A file is named by it, with an ending."""
 
@@ -54,29 +51,11 @@ def _id(value: object) -> str:
     return text
 
 
-def _check_lengths(path: str) -> None:
-    """Refuse what no file system and no object storage can name."""
-    longest = max(len(name.encode()) for name in path.split("/"))
-    if longest > MAX_NAME_BYTES or len(path.encode()) > MAX_PATH_BYTES:
-        raise ValueError(
-            f"it is too long: a name has at most {MAX_NAME_BYTES} bytes, a path {MAX_PATH_BYTES}"
-        )
-
-
-def _lora(value: object) -> str:
-    text = "" if is_missing(value) else text_of(value).strip()
-    _check_lengths(text)
-    if text.startswith("~") and not text.startswith("~/"):
-        raise ValueError("write the path of the folder; ~ alone is your own")
-    return text
-
-
 def frame_of(value: object, folder: str, allowed: Sequence[str]) -> str:
     """Read an image's path; `folder` is the manifest's, `allowed` are further ones it may be in."""
     if is_missing(value):
         raise ValueError("write an image's path, relative to the manifest")
     text = text_of(value).strip()
-    _check_lengths(text)
     if text.startswith(WORKSPACE_SCHEME):
         path = PurePosixPath(text.removeprefix(WORKSPACE_SCHEME))
         if path.is_absolute() or ".." in path.parts or not path.parts:
@@ -98,10 +77,7 @@ def frame_of(value: object, folder: str, allowed: Sequence[str]) -> str:
             "it leaves the manifest's folder; move the image there, drop the '..', or add its "
             "folder to render.allowed_folders",
         )
-    path = PurePosixPath(text)
-    if not path.parts:
-        raise ValueError("write an image's path, relative to the manifest")
-    return str(path)
+    return str(PurePosixPath(text))
 
 
 def _allowed(address: str, allowed: Sequence[str], fix: str) -> str:
@@ -195,7 +171,7 @@ PARSERS: dict[str, Callable[[object], Any]] = {
     "id": _id,
     "prompt": _prompt,
     "negative_prompt": _prompt,
-    "lora": _lora,
+    "lora": lambda value: text_of(value).strip(),
     "tags": lambda value: str(value).strip() if isinstance(value, int) else text_of(value).strip(),
     "true_cfg_scale": _true_cfg_scale,
     "width": _side,

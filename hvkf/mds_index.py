@@ -13,6 +13,7 @@ from pydantic import model_validator as check_model
 
 from hvkf.errors import BadInput, CorruptData
 from hvkf.storage import ObjectStat, Store
+from hvkf.user_files import reason_of
 
 INDEX_NAME = "index.json"
 ENCODED_BYTES: dict[str, int | None] = {
@@ -177,21 +178,17 @@ def read_index(folder: Store) -> tuple[MdsShard, ...]:
     """
     path = f"{folder.url}/{INDEX_NAME}"
     try:
-        # Also what has no end or never answers, such as a FIFO, has no size.
-        size = folder.stat(INDEX_NAME).size
-        if not 0 < size <= MAX_INDEX_BYTES:
-            raise BadInput(
-                f"{path} has {size} bytes, and an index has 1 to {MAX_INDEX_BYTES}: copy the "
-                "folder again from where it was made."
-            )
-        data = folder.read(INDEX_NAME)
+        data = folder.read(INDEX_NAME, MAX_INDEX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(
             f"{folder.url} has no {INDEX_NAME}: name the folders that hold MDS shards themselves, "
             "such as data.local=[cache/1280x720x33_00]."
         ) from None
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{path} cannot be read: {reason_of(error)}; copy the folder again from where it was "
+            "made."
+        ) from error
     return parse_index(data, path)
 
 

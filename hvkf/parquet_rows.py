@@ -51,7 +51,7 @@ def read_parquet_rows(
                 yield dict(zip(chosen, cells, strict=True))
     except UnicodeDecodeError:
         raise BadInput(f"{label} holds text that is not UTF-8: write it anew.") from None
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
         reason = " ".join(str(error).split())[:MAX_SHOWN]
         raise BadInput(f"{label} is not a readable Parquet file: {reason}.") from None
 

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -26,22 +25,14 @@ SEPARATORS = ",;\t|"
 SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")
 MAX_SHOWN = 200
 
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = _shorten.maxlong = 80
-_shorten.maxlevel = 3
 
-
-def shown(value: object) -> str:
-    """Spell a value for a message: as `repr`, but never long, however deep or large it is."""
-    return _shorten.repr(value)
-
-
-def read_file(path: str, missing: str) -> bytes:
+def read_file(path: str, missing: str, kind: str = "table") -> bytes:
     """Read a table's bytes from a path or an `s3://` address.
 
     Args:
         path: Where it lies.
         missing: What is said when there is none.
+        kind: What messages call it: table or manifest.
 
     Raises:
         BadInput: there is none, or it cannot be read.
@@ -51,17 +42,14 @@ def read_file(path: str, missing: str) -> bytes:
         raise BadInput(missing)
     try:
         store = open_folder(folder or ("/" if path.startswith("/") else "."))
-        size = store.stat(name).size
-        if size > MAX_TABLE_BYTES:
-            raise BadInput(
-                f"{path} has {size >> 20} MiB, more than {MAX_TABLE_BYTES >> 20}: split it."
-            )
-        # What is no file, such as a pipe, has no size and may never answer.
-        return store.read(name) if size else b""
+        return store.read(name, MAX_TABLE_BYTES)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BadInput(missing) from None
     except (OSError, ValueError) as error:
-        raise BadInput(f"{shortened(path)} cannot be read: {reason_of(error)}.") from error
+        raise BadInput(
+            f"The {kind} {shortened(path)!r} cannot be read: {reason_of(error)} (up to "
+            f"{MAX_TABLE_BYTES >> 20} MiB are read); name another file."
+        ) from error
 
 
 class Row(NamedTuple):

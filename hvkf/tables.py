@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hvkf.errors import BadInput
-from hvkf.table_files import Row, TableFile, shown
+from hvkf.shown import shown
+from hvkf.table_files import Row, TableFile
 
 MAX_ROWS_NAMED = 10
 MAX_COLUMNS_NAMED = 12

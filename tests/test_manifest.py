@@ -14,8 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvkf.errors import BadInput, ConfigError
-from hvkf.manifest import ManifestRow, parse_manifest, read_manifest, split_location
+from hvkf.loras import resolve_lora
+from hvkf.manifest import (
+    ManifestRow,
+    parse_manifest,
+    read_manifest,
+    split_location,
+    stream_manifest,
+)
 from hvkf.settings.rendering import RenderConfig
+from hvkf.storage import FolderStore
 
 DEFAULTS = RenderConfig(width=64, height=48, num_frames=17, steps=4, guidance=6.0, seed=7)
 PAIR = {"id": "a", "first_frame": "in/a.png", "last_frame": "in/b.png", "prompt": "A cat."}
@@ -245,3 +253,18 @@ def test_what_is_written_is_read_in_every_text_format(rows: list[dict[str, Any]]
     ):
         found = parse_manifest(data, name, DEFAULTS)
         assert [row.model_dump(include=set(rows[0])) for row in found] == rows
+
+
+@pytest.mark.parametrize(
+    "lora", ["~nobody-of-that-name/x", "x" * 300, "run:" + "x" * 300, "a\ud800"]
+)
+def test_a_lora_that_cannot_be_is_its_rows_error(lora: str, tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    data = as_json([{**PAIR, "lora": lora}, {**PAIR, "id": "b", "width": 1}])
+    with pytest.raises(BadInput, match=r"row 1: lora is .*row 2: width is 1"):
+        list(stream_manifest(data, "m.json", DEFAULTS, lambda spec: resolve_lora(spec, store)))
+
+
+def test_an_id_that_no_file_can_be_named_by_is_its_rows_error() -> None:
+    with pytest.raises(BadInput, match=r"row 1: id is 'é.*write at most 200 bytes"):
+        parsed([{**PAIR, "id": "é" * 101}])

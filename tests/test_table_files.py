@@ -8,7 +8,7 @@ import pytest
 
 from hvkf import table_files
 from hvkf.errors import BadInput
-from hvkf.table_files import Row, TableFile, read_file, shown
+from hvkf.table_files import Row, TableFile, read_file
 
 WANTED = ("id", "prompt")
 
@@ -105,7 +105,7 @@ def test_a_file_too_large_to_be_a_table_is_not_read(
     monkeypatch.setattr(table_files, "MAX_TABLE_BYTES", 1 << 20)
     with (tmp_path / "t.csv").open("wb") as file:
         file.truncate(5 << 20)
-    with pytest.raises(BadInput, match="has 5 MiB, more than 1: split it"):
+    with pytest.raises(BadInput, match=r"file too large \(up to 1 MiB are read\)"):
         read_file(str(tmp_path / "t.csv"), "none")
     with pytest.raises(BadInput, match="has 5 MiB, more than 1: split it"):
         rows_of(bytes(5 << 20))
@@ -113,12 +113,12 @@ def test_a_file_too_large_to_be_a_table_is_not_read(
 
 def test_a_pipe_never_hangs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
-    assert read_file(str(tmp_path / "t.csv"), "none") == b""
+    with pytest.raises(BadInput, match="it is a named pipe"):
+        read_file(str(tmp_path / "t.csv"), "none")
 
 
-@pytest.mark.parametrize("name", ["gone.csv", "", "file/t.csv"])
+@pytest.mark.parametrize("name", ["gone.csv", "", "gone/t.csv"])
 def test_what_is_not_there_is_said(tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BadInput, match="There is no table"):
         read_file(f"{tmp_path}/{name}", "There is no table.")
 
@@ -127,13 +127,3 @@ def test_a_name_that_no_system_takes_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read: file name too long") as caught:
         read_file(f"{tmp_path}/{'x' * 5000}.csv", "none")
     assert len(str(caught.value)) < 300
-
-
-def test_what_is_shown_of_a_value_is_short() -> None:
-    deep: list[object] = []
-    for _ in range(900):
-        deep = [deep]
-    assert len(shown(deep)) < 100
-    assert len(shown("x" * 5000)) < 100
-    assert len(shown(10**4000)) < 100
-    assert shown("in\\a.png") == repr("in\\a.png")
