@@ -10,7 +10,8 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 from hvkf.errors import BadInput
-from hvkf.keyframe_images import MAX_FILE_BYTES, ImageFault, displayed_size, shown_name
+from hvkf.keyframe_images import MAX_FILE_BYTES, ImageFault, Look, look_at, shown_name
+from hvkf.keyframe_images import decode_image as decode_image  # who looks for it here finds it
 from hvkf.model_source import WORKSPACE_SCHEME
 from hvkf.progress import progress
 from hvkf.storage import FolderStore, Store, open_folder, safe_path
@@ -23,11 +24,10 @@ MANY_IMAGES = 2000
 
 
 class ImageFacts(NamedTuple):
-    """What is known of an image without decoding it; sides are as displayed."""
+    """What is known of an image without decoding it: its bytes' hash, and its header."""
 
     sha256: str
-    width: int
-    height: int
+    look: Look
 
 
 class ImageFolders:
@@ -103,10 +103,9 @@ def _look_at_all(folders: ImageFolders, paths: Sequence[str]) -> list[ImageFacts
 def _look_at(folders: ImageFolders, path: str) -> ImageFacts | ImageFault:
     try:
         data = folders.read(path)
-        width, height = displayed_size(data, path)
+        return ImageFacts(hashlib.sha256(data).hexdigest(), look_at(data, path))
     except ImageFault as fault:
         return fault
-    return ImageFacts(hashlib.sha256(data).hexdigest(), width, height)
 
 
 def read_image_bytes(folder: Store, path: str, name: str | None = None) -> bytes:

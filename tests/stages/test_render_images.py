@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hvkf.keyframe_images import ImageFault
+from hvkf.keyframe_images import ImageFault, Look
 from hvkf.stages.render_images import ImageFacts, ImageFolders, image_facts, read_image_bytes
 from hvkf.storage import FolderStore, file_sha256
 from tests.test_keyframe_images import encoded, picture
@@ -24,7 +24,7 @@ def test_images_are_named_by_content_and_faults_stand_in_their_place(tmp_path: P
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     names = ["a.png", "same.png", "text.png", "folder.png", "link.png", "gone.png", "a.png/b"]
     found = image_facts(ImageFolders(str(folder), str(tmp_path)), names)
-    facts = ImageFacts(file_sha256(folder / "a.png"), 6, 4)
+    facts = ImageFacts(file_sha256(folder / "a.png"), Look(6, 4, "", ""))
     assert found["a.png"] == found["same.png"] == facts
     codes = {name: fault.code for name, fault in found.items() if isinstance(fault, ImageFault)}
     assert codes == {
