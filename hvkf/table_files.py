@@ -56,8 +56,7 @@ def read_file(path: str, missing: str) -> bytes:
             raise BadInput(
                 f"{path} has {size >> 20} MiB, more than {MAX_TABLE_BYTES >> 20}: split it."
             )
-        # What is no file, such as a pipe, has no size and may never answer.
-        return store.read(name) if size else b""
+        return store.read(name)  # a named pipe or a device is refused there, not waited for
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BadInput(missing) from None
     except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.keyframe_images import ImageFault, Look
 from hvkf.loras import Lora, resolve_lora
-from hvkf.manifest import ManifestRow, read_manifest, split_location
+from hvkf.manifest import ManifestRow, read_manifest
 from hvkf.model_source import TEXT_PARTS, model_identity, read_model_file
 from hvkf.records import Failure, canonical_json, digest
 from hvkf.seeds import seed_for
@@ -29,7 +29,7 @@ from hvkf.stages.render_cost import (
     cut_into_parts,
     groups_of,
 )
-from hvkf.stages.render_images import ImageFacts, ImageFolders, image_facts
+from hvkf.stages.render_images import ImageFacts, folders_of, image_facts
 from hvkf.stages.render_records import LEDGER, Keyframe, RenderTask, record_path, row_failure
 from hvkf.stages.render_rows_file import PlannedRow, from_cells, to_batch, write_groups
 from hvkf.storage import Store
@@ -152,9 +152,7 @@ def plan_rows(
     batches = list(_batches(read_manifest(config.render, find_lora)))
     if any(not row.lora for batch in batches for row in _rows(batch)):
         loras[DEFAULT_LORA] = _default_lora(config, store)
-    assert config.render.manifest is not None
-    folder = split_location(config.render.manifest).folder
-    folders = ImageFolders(folder, store.url, config.render.allowed_folders)
+    folders = folders_of(config.render, store)
     images = image_facts(
         folders, {path for batch in batches for row in _rows(batch) for _, path in row.frames}
     )

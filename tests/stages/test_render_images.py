@@ -98,3 +98,14 @@ def test_a_file_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of nothing
     assert looked_at(tmp_path, "a.png") == {"a.png": "too-large"}
+
+
+def test_links_that_lead_out_are_followed_where_they_were_laid_on_purpose(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "blob").write_bytes(encoded(picture()))
+    (tmp_path / "in" / "a.png").symlink_to("../blob")
+    assert looked_at(tmp_path / "in", "a.png") == {"a.png": "outside"}
+    folders = ImageFolders(str(tmp_path / "in"), str(tmp_path / "in"), follow_links=True)
+    facts = image_facts(folders, ["a.png"])["a.png"]
+    assert isinstance(facts, ImageFacts)
+    assert facts.sha256 == file_sha256(tmp_path / "blob")
