@@ -3,6 +3,7 @@
 Every random draw comes from the seed; all that can be told is checked before a model is loaded.
 """
 
+import logging
 import secrets
 import time
 import uuid
@@ -15,7 +16,7 @@ import torch
 
 from hvkf.buckets import Bucket
 from hvkf.errors import BadInput
-from hvkf.keyframe_images import MAX_FILE_BYTES, decode_keyframe, shown_name
+from hvkf.keyframe_images import MAX_FILE_BYTES, decode_keyframe, look_at, shown_name
 from hvkf.loras import local_lora_file, resolve_lora
 from hvkf.model.renderer import Renderer
 from hvkf.progress import progress
@@ -24,6 +25,7 @@ from hvkf.storage import TEMPORARY_PREFIX, Store
 from hvkf.user_files import expanded, explain_unreadable, read_regular
 from hvkf.video import write_mp4
 
+logger = logging.getLogger(__name__)
 FPS = 24
 FEWEST_FRAMES = 5
 MAX_DRAWN_SEED = 1 << 31
@@ -124,6 +126,8 @@ def _keyframe(path: Path, request: Request) -> npt.NDArray[np.uint8]:
     """Read an image and cut it to size as training cuts its frames."""
     with explain_unreadable(f"The image {shown_name(str(path))}", "correct its path"):
         data = read_regular(expanded(path), MAX_FILE_BYTES)
+    if note := look_at(data, str(path)).note:
+        logger.warning("%s.", note)
     return decode_keyframe(data, str(path), request.width, request.height)
 
 

@@ -3,11 +3,13 @@
 import io
 import struct
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
+from hvkf.colour_profiles import ColourConversion, conversion_of
 from hvkf.errors import BadInput
 from hvkf.resize import resize_to_cover
 from hvkf.user_files import reason_of, shortened
@@ -74,9 +76,10 @@ def decode_keyframe(data: bytes, name: str, width: int, height: int) -> Pixels:
 
 
 def decode_image(data: bytes, name: str, cover: Size | None = None) -> Pixels:
-    """Decode an image to what a person sees: turned as its EXIF says, transparency on white.
+    """Decode an image to what a person sees.
 
-    Takes less than 500 MB beside `data`.
+    It is turned as its EXIF says, converted to sRGB by its colour profile, and laid on white where
+    it is transparent. Decoding takes less than 500 MB beside `data`.
 
     Args:
         data: The file's bytes.
@@ -88,8 +91,8 @@ def decode_image(data: bytes, name: str, cover: Size | None = None) -> Pixels:
         uint8 RGB [H, W, 3].
 
     Raises:
-        ImageFault: damaged, animated, of a kind without colours, or of more than 67 megapixels
-            (24 in WebP and AVIF, whose decoders take more memory).
+        ImageFault: damaged, animated, of a kind without colours, or of more than 67 megapixels (24
+            in WebP and AVIF, whose decoders take more memory).
     """
     try:
         pixels, orientation = _decode(data, name, cover)
@@ -100,20 +103,43 @@ def decode_image(data: bytes, name: str, cover: Size | None = None) -> Pixels:
     return np.ascontiguousarray(_turned(pixels, orientation))
 
 
-def displayed_size(data: bytes, name: str) -> Size:
-    """Read an image's width and height as displayed, without decoding it.
+class Look(NamedTuple):
+    """What is known of an image without decoding it.
+
+    Attributes:
+        width: Pixels, as displayed.
+        height: Pixels, as displayed.
+        reading: How its pixels differ from those that the file holds, for what names results:
+            `icc` (converted to sRGB), `reduced` (too large to be decoded whole), both, or nothing.
+        note: What the user should know of it.
+    """
+
+    width: int
+    height: int
+    reading: str
+    note: str
+
+
+def look_at(data: bytes, name: str) -> Look:
+    """Read an image's header.
 
     Raises:
         ImageFault: it is no image that can be used.
     """
     with _open(data, name) as image:
         width, height = image.size
+        conversion = conversion_of(image)
+        reading = ["icc"] if conversion.transform is not None else []
+        reading += ["reduced"] if width * height > MAX_WHOLE_PIXELS else []
         try:
             # Not the image's own method: that of PNG decodes it, in case EXIF stands at its end.
             orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
         except DECODER_ERRORS:  # a damaged EXIF block: decoding will tell
-            return width, height
-    return (height, width) if orientation in LYING_ORIENTATIONS else (width, height)
+            orientation = None
+    if orientation in LYING_ORIENTATIONS:
+        width, height = height, width
+    note = f"{shown_name(name)}: {conversion.note}" if conversion.note else ""
+    return Look(width, height, "+".join(reading), note)
 
 
 def shown_name(name: str) -> str:
@@ -165,7 +191,7 @@ def _decode(data: bytes, name: str, cover: Size | None) -> tuple[Pixels, int]:
                 "unsupported",
                 f"{shown_name(name)} holds 32-bit values without a range; export it as 8-bit RGB",
             )
-        return _in_bands(image, factor), orientation
+        return _in_bands(image, conversion_of(image), factor), orientation
 
 
 def _reduction(image: Image.Image, cover: Size) -> int:
@@ -173,28 +199,30 @@ def _reduction(image: Image.Image, cover: Size) -> int:
     return max(1, min(image.width // cover[0], image.height // cover[1]))
 
 
-def _in_bands(image: Image.Image, factor: int) -> Pixels:
+def _in_bands(image: Image.Image, colours: ColourConversion, factor: int) -> Pixels:
     """Convert an image to RGB a few rows at a time: a second copy of it would not fit."""
     width, height = image.size
     pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
     rows = max(1, BAND_PIXELS // (width * factor)) * factor
     for top in range(0, height, rows):
-        band = _to_rgb(image.crop((0, top, width, min(top + rows, height))))
+        band = _to_rgb(image.crop((0, top, width, min(top + rows, height))), colours)
         band = band.reduce(factor) if factor > 1 else band
         pixels[top // factor : top // factor + band.height] = np.asarray(band)
     return pixels
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, colours: ColourConversion) -> Image.Image:
+    """Convert to sRGB, with white behind what is transparent."""
     if image.mode.startswith("I;16"):
         # Rounded: a sixteen-bit level is 257 eight-bit ones.
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        backdrop = Image.new("RGBA", picture.size, BACKDROP)
-        image = Image.alpha_composite(backdrop, picture)
-    return image.convert("RGB")
+        return colours.to_srgb(Image.fromarray(grey.astype(np.uint8)))
+    if not image.has_transparency_data:
+        return colours.to_srgb(image)
+    alpha = image.convert("RGBA").getchannel("A")
+    picture = Image.merge("RGBA", (*colours.to_srgb(image).split(), alpha))
+    backdrop = Image.new("RGBA", picture.size, BACKDROP)
+    return Image.alpha_composite(backdrop, picture).convert("RGB")
 
 
 def _turned(pixels_HWC: Pixels, orientation: int) -> Pixels:

@@ -7,6 +7,7 @@ many try; `list` shows what was put before it was called. Paths are relative, wi
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -126,15 +127,37 @@ def _explained(folder: Path) -> Iterator[None]:
         raise told from error
 
 
-class FolderStore:
-    """A workspace in a folder; objects appear by an atomic rename or link."""
+class LeadsOutside(BadInput):
+    """A symbolic link leads out of the folder that a path is meant to lie in."""
 
-    def __init__(self, root: Path) -> None:
+
+# Many files lie in few folders, and following links looks at every folder above.
+_real_folder = functools.lru_cache(1024)(os.path.realpath)
+
+
+class FolderStore:
+    """A workspace in a folder; objects appear by an atomic rename or link.
+
+    A `confined` one holds files of users: those that a link leads out of the folder to are refused
+    with `LeadsOutside`, whichever way they are asked for.
+    """
+
+    def __init__(self, root: Path, *, confined: bool = False) -> None:
         self.root = root.absolute()
         self.url = str(self.root)
+        self._confined = confined
 
     def _file(self, path: str) -> Path:
-        return self.root / safe_path(path)
+        file = self.root / safe_path(path)
+        if self._confined and not self._is_inside(file):
+            raise LeadsOutside(f"{shortened(path)} is a link that leads out of {self.url}")
+        return file
+
+    def _is_inside(self, file: Path) -> bool:
+        target = os.path.join(_real_folder(str(file.parent)), file.name)
+        if os.path.islink(target):
+            target = os.path.realpath(target)
+        return target.startswith(_real_folder(self.url).rstrip("/") + "/")
 
     @contextlib.contextmanager
     def _temporary(self, target: Path) -> Iterator[Path]:
@@ -296,8 +319,12 @@ def _bucket(url: str) -> str:
     return url.removeprefix("s3://").partition("/")[0]
 
 
-def open_folder(url: str) -> Store:
+def open_folder(url: str, *, confined: bool = False) -> Store:
     """Open any folder or `s3://` prefix, such as the one the source videos lie in.
+
+    Args:
+        url: Where it is.
+        confined: Refuse files that a link leads out of the folder to.
 
     Raises:
         BadInput: a file is there or above, the bucket's name is none, or the scheme is another.
@@ -318,7 +345,7 @@ def open_folder(url: str) -> Store:
     except ValueError as error:
         raise BadInput(f"{shown_name(url)!r} is no folder: {error}.") from None
     check_is_folder(folder.absolute(), "workspace or folder")
-    return FolderStore(folder)
+    return FolderStore(folder, confined=confined)
 
 
 def open_store(url: str) -> Store:

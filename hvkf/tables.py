@@ -1,14 +1,11 @@
 """Reads the dataset table: one captioned video per row, as CSV, JSON, JSONL or Parquet."""
 
 import difflib
-import functools
 import math
-import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hvkf.errors import BadInput
@@ -36,36 +33,6 @@ class TableRow:
     def where(self) -> str:
         """The row in words, for messages."""
         return Row(self.row, self.line, {}).where
-
-
-def read_table(
-    path: str | Path, *, video_column: str, caption_column: str, base_dir: str | Path
-) -> list[TableRow]:
-    """Read a table from a local file; its video paths must stay inside `base_dir`.
-
-    Whether the videos exist is not looked at: a missing one is a fault of that item alone.
-
-    Raises:
-        BadInput: as `parse_table`, and when the file or the base folder is missing, or a path
-            leaves the base folder through a symbolic link.
-    """
-    path, base = Path(path), Path(base_dir)
-    if not base.is_dir():
-        raise BadInput(f"The base folder {base} is not a folder: set it to where the videos lie.")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BadInput(f"There is no table {path}: check the path.") from None
-    except OSError as fault:
-        raise BadInput(f"The table {path} cannot be read: {fault.strerror}.") from fault
-    rows = parse_table(data, str(path), video_column=video_column, caption_column=caption_column)
-    inside = _LinkFollower(base)
-    _refuse_rows(
-        str(path),
-        f"whose video lies outside {base} behind a symbolic link (copy the video into the folder)",
-        (f"{row.where}: {row.video!r}" for row in rows if not inside(row.video)),
-    )
-    return rows
 
 
 def parse_table(
@@ -169,22 +136,6 @@ def _caption(name: str, row: Row, column: str) -> str:
             f"({shown(value)}) in the column {column!r}: write it as text."
         )
     return str(value)
-
-
-class _LinkFollower:
-    """Tells whether a path below a base folder is still inside it when links are followed."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = os.path.realpath(base)
-        # Tables name many videos of few folders: a folder's links are followed once.
-        self.real_folder = functools.cache(os.path.realpath)
-
-    def __call__(self, video: str) -> bool:
-        folder, file_name = os.path.split(os.path.join(self.base, video))
-        target = os.path.join(self.real_folder(folder), file_name)
-        if file_name in ("", ".", "..") or os.path.islink(target):
-            target = os.path.realpath(target)
-        return os.path.commonpath([self.base, target]) == self.base
 
 
 def _check_columns(name: str, columns: list[str], wanted: tuple[str, str]) -> None:

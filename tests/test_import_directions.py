@@ -59,6 +59,7 @@ LEVELS = [
         "hvkf.video",
         "hvkf.lossless_video",
         "hvkf.keyframe_images",
+        "hvkf.colour_profiles",
         "hvkf.near_duplicates",
         "hvkf.containers",
         "hvkf.buckets",

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from hvkf.errors import AlreadyExists, BadInput, CorruptData, DiskFull
-from hvkf.storage import FORMAT_FILE, FolderStore, explain_full_disk, open_store
+from hvkf.storage import (
+    FORMAT_FILE,
+    FolderStore,
+    LeadsOutside,
+    explain_full_disk,
+    open_folder,
+    open_store,
+)
 
 
 @pytest.fixture
@@ -237,3 +244,56 @@ def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(BadInput, match="permission denied"):
         list(store.list("a"))
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder with links that stay inside it, and links that lead out of it."""
+    inside, elsewhere = tmp_path / "inside", tmp_path / "elsewhere"
+    for folder in (inside / "videos", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "a.mp4").write_bytes(b"x")
+    (inside / "inner").symlink_to("videos")
+    (inside / "inner.mp4").symlink_to("videos/a.mp4")
+    (inside / "outer").symlink_to(elsewhere)
+    (inside / "outer.mp4").symlink_to(elsewhere / "a.mp4")
+    (inside / "chain.mp4").symlink_to("outer/a.mp4")
+    return inside
+
+
+@pytest.mark.parametrize("path", ["videos/a.mp4", "inner/a.mp4", "inner.mp4"])
+def test_links_that_stay_inside_a_confined_folder_are_followed(linked: Path, path: str) -> None:
+    for root in (linked, linked.parent / "link"):  # the folder may itself be a link
+        if not root.exists():
+            root.symlink_to(linked)
+        store = open_folder(str(root), confined=True)
+        assert store.read(path) == b"x"
+        assert store.stat(path).size == 1
+
+
+@pytest.mark.parametrize("path", ["outer/a.mp4", "outer.mp4", "chain.mp4"])
+def test_a_link_that_leads_out_of_a_confined_folder_is_refused_by_every_door(
+    linked: Path, path: str, tmp_path: Path
+) -> None:
+    assert open_folder(str(linked)).read(path) == b"x"
+    store = open_folder(str(linked), confined=True)
+    doors: list[Callable[[], object]] = [
+        lambda: store.read(path),
+        lambda: store.stat(path),
+        lambda: store.exists(path),
+        lambda: store.local_path(path),
+        lambda: store.download(path, tmp_path / "copy"),
+    ]
+    for door in doors:
+        with pytest.raises(LeadsOutside, match=f"{path} is a link that leads out of"):
+            door()
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_folder_beside_with_a_longer_name_is_not_inside(tmp_path: Path) -> None:
+    for name in ("in", "in-other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in-other" / "a").write_bytes(b"x")
+    (tmp_path / "in" / "a").symlink_to("../in-other/a")
+    with pytest.raises(LeadsOutside):
+        open_folder(str(tmp_path / "in"), confined=True).read("a")

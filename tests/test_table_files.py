@@ -113,13 +113,21 @@ def test_a_file_too_large_to_be_a_table_is_not_read(
 
 def test_a_pipe_never_hangs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
-    with pytest.raises(BadInput, match="it is a named pipe"):
+    with pytest.raises(BadInput, match=r"t\.csv' cannot be read: it is a named pipe"):
         read_file(str(tmp_path / "t.csv"), "none")
 
 
-@pytest.mark.parametrize("name", ["gone.csv", "", "gone/t.csv"])
-def test_what_is_not_there_is_said(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadInput, match="There is no table"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gone.csv", "There is no table"),
+        ("", "There is no table"),
+        ("file/t.csv", "file' is a file: name a folder"),
+    ],
+)
+def test_what_is_not_there_is_said(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BadInput, match=words):
         read_file(f"{tmp_path}/{name}", "There is no table.")
 
 

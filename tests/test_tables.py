@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import os
 import string
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -15,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvkf.errors import BadInput
-from hvkf.tables import TableRow, parse_table, read_table
+from hvkf.tables import TableRow, parse_table
 
 Pair = tuple[str, str]
 
@@ -229,52 +227,3 @@ def test_ten_faulty_rows_are_listed_and_the_others_counted() -> None:
 )
 def test_blanks_around_a_path_and_its_detours_do_not_count(written: str) -> None:
     assert contents(parse(f"video,caption\n{written},x\n")) == [("videos/a.mp4", "x")]
-
-
-def read(path: Path, base: Path) -> list[TableRow]:
-    return read_table(path, video_column="video", caption_column="caption", base_dir=base)
-
-
-def test_a_table_is_read_from_a_file_whether_or_not_its_videos_exist(tmp_path: Path) -> None:
-    (tmp_path / "metadata.CSV").write_text("video,caption\nvideos/gone.mp4,x\n")
-    assert contents(read(tmp_path / "metadata.CSV", tmp_path)) == [("videos/gone.mp4", "x")]
-
-
-def test_a_missing_table_or_base_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"There is no table .*gone\.csv"):
-        read(tmp_path / "gone.csv", tmp_path)
-    with pytest.raises(BadInput, match=r"base folder .*gone is not a folder"):
-        read(tmp_path / "gone.csv", tmp_path / "gone")
-    with pytest.raises(BadInput, match="cannot be read: Is a directory"):
-        read(tmp_path, tmp_path)
-
-
-def test_links_may_stay_inside_the_base_folder_but_not_leave_it(tmp_path: Path) -> None:
-    base, elsewhere = tmp_path / "base", tmp_path / "elsewhere"
-    (base / "videos").mkdir(parents=True)
-    elsewhere.mkdir()
-    for folder in (base / "videos", elsewhere):
-        (folder / "a.mp4").write_bytes(b"x")
-    os.symlink("videos", base / "inner")
-    os.symlink("videos/a.mp4", base / "inner.mp4")
-    os.symlink(elsewhere, base / "outer")
-    os.symlink(elsewhere / "a.mp4", base / "outer.mp4")
-    table = base / "t.csv"
-    table.write_text("video,caption\ninner/a.mp4,x\ninner.mp4,x\nvideos/../videos/a.mp4,x\n")
-    assert [row.video for row in read(table, base)] == [
-        "inner/a.mp4",
-        "inner.mp4",
-        "videos/a.mp4",
-    ]
-    table.write_text("video,caption\nvideos/a.mp4,x\nouter/a.mp4,x\nouter.mp4,x\n")
-    with pytest.raises(BadInput) as caught:
-        read(table, base)
-    assert "has 2 rows whose video lies outside" in str(caught.value)
-    assert "row 2 (line 3): 'outer/a.mp4', row 3 (line 4): 'outer.mp4'" in str(caught.value)
-
-
-def test_the_base_folder_may_itself_be_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    os.symlink("real", tmp_path / "link")
-    (tmp_path / "real" / "t.csv").write_text("video,caption\na.mp4,x\n")
-    assert contents(read(tmp_path / "link" / "t.csv", tmp_path / "link")) == [("a.mp4", "x")]

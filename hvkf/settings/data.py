@@ -19,6 +19,11 @@ class IngestConfig(Section):
     base_dir: PathText | None = Field(
         None, description="Folder that video paths are relative to; left out, the table's folder."
     )
+    follow_links: bool = Field(
+        False,
+        description="Take videos that links lead out of the base folder to, as in Hugging Face's "
+        "caches; they are refused otherwise.",
+    )
     video_column: str = Field("video_file", description="Column of the video's path.")
     caption_column: str = Field("caption", description="Column of the caption.")
     scene_split: Literal["none", "content", "adaptive"] = Field(

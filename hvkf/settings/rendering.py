@@ -103,6 +103,11 @@ class RenderConfig(Section):
     allowed_folders: tuple[PathText, ...] = Field(
         (), description="Folders or s3:// prefixes, beside the manifest's, that images may lie in."
     )
+    follow_links: bool = Field(
+        False,
+        description="Take images that links lead out of their folder to, as in Hugging Face's "
+        "caches; they are refused otherwise.",
+    )
     keyframes: Literal["ends", "any"] = Field(
         "ends", description="Which keyframes rows may have: any, where the LoRA was trained so."
     )

@@ -14,8 +14,8 @@ from hvkf.lossless_video import FramePacker, join_frames
 from hvkf.records import Clip
 from hvkf.resize import resize_to_cover
 from hvkf.stages.cache import SceneItem
-from hvkf.stages.ingest_sources import UNREADABLE, SourceError, local_file, source_folder
-from hvkf.storage import Store, file_sha256, open_folder
+from hvkf.stages.ingest_sources import UNREADABLE, SourceError, local_file, open_sources
+from hvkf.storage import Store, file_sha256
 from hvkf.user_files import reason_of
 from hvkf.video import MediaFault, decode_frames, resample_indices
 
@@ -49,7 +49,7 @@ class ClipSamples:
     """
 
     def __init__(self, config: Config, work: Iterable[ClipWork]) -> None:
-        sources = open_folder(source_folder(config.ingest))
+        sources = open_sources(config.ingest)
         self._frames = ahead(_resize_clips(config, sources, work), FRAMES_AHEAD)
         self._packers: dict[Size, FramePacker] = {}
 

@@ -25,11 +25,12 @@ from hvkf.settings.data import IngestConfig
 from hvkf.stages.ingest_sources import (
     UNREADABLE,
     check_pods_see_sources,
+    open_sources,
     source_folder,
     source_stat,
 )
 from hvkf.stages.ingest_splits import decide_splits
-from hvkf.storage import Store, open_folder
+from hvkf.storage import Store
 from hvkf.stored import read_named
 from hvkf.table_files import read_file
 from hvkf.tables import TableRow, parse_table
@@ -120,7 +121,7 @@ def plan(config: Config, store: Store) -> Plan:
     """Find the videos that are new or changed, and share them out."""
     ingest = config.ingest
     rows = _read_rows(ingest)
-    tasks = _tasks(rows, open_folder(source_folder(ingest)))
+    tasks = _tasks(rows, open_sources(ingest))
     settings = _scan_settings(ingest)
     commit, previous = _previous(store, ingest.dataset)
     known = {scan.task: scan for scan in previous.scans if scan.settings == settings}
@@ -164,7 +165,7 @@ def _may_pass(scan: VideoScan) -> bool:
 def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
     """Hash and probe the parts' videos, and find their scenes."""
     config = Config.model_validate(plan.config).ingest
-    sources = open_folder(source_folder(config))
+    sources = open_sources(config)
     settings = _scan_settings(config)
     from hvkf.stages.ingest_scan import scan_video  # PyAV and OpenCV: planning needs neither
 
@@ -190,7 +191,7 @@ def commit(plan: Plan, store: Store) -> Summary:
     settings = _scan_settings(ingest)
     rows = _read_rows(ingest)
     by_source = {scan.task.source: scan for scan in scans.values() if scan.settings == settings}
-    tasks = _tasks(rows, open_folder(source_folder(ingest)))
+    tasks = _tasks(rows, open_sources(ingest))
     current = {task.source: scans.get(task, by_source.get(task.source)) for task in tasks}
     taken, failures = _take(rows, current)
     ledger.check_failures(

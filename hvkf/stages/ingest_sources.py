@@ -10,7 +10,7 @@ from pathlib import Path
 from hvkf.config import Config
 from hvkf.errors import BadInput, ConfigError
 from hvkf.settings.data import IngestConfig
-from hvkf.storage import Store, safe_path
+from hvkf.storage import LeadsOutside, Store, open_folder, safe_path
 from hvkf.user_files import open_regular, reason_of
 
 MAX_NAME_BYTES = 255
@@ -54,6 +54,11 @@ def check_pods_see_sources(config: Config, stage: str) -> None:
             "them and their table into S3 (ingest.metadata: s3://bucket/dataset/metadata.csv), or "
             f"mount the folder by jobs.{stage}.pod_patch."
         )
+
+
+def open_sources(config: IngestConfig) -> Store:
+    """Open the folder of the source videos, which links may leave only if the settings say so."""
+    return open_folder(source_folder(config), confined=not config.follow_links)
 
 
 def source_stat(sources: Store, source: str) -> tuple[int, str]:
@@ -109,5 +114,9 @@ def _explained() -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise SourceError("missing", "there is no such file") from None
+    except LeadsOutside as error:
+        raise SourceError(
+            "outside", f"{error}; copy the video there, or set ingest.follow_links"
+        ) from None
     except (OSError, ValueError) as error:
         raise SourceError(UNREADABLE, f"it cannot be opened: {reason_of(error)}") from error

@@ -5,15 +5,18 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from multiprocessing import get_context
 from typing import NamedTuple
 
 from hvkf.errors import BadInput
-from hvkf.keyframe_images import MAX_FILE_BYTES, ImageFault, displayed_size, shown_name
+from hvkf.keyframe_images import MAX_FILE_BYTES, ImageFault, Look, look_at, shown_name
+from hvkf.keyframe_images import decode_image as decode_image  # who looks for it here finds it
+from hvkf.manifest import split_location
 from hvkf.model_source import WORKSPACE_SCHEME
 from hvkf.progress import progress
-from hvkf.storage import FolderStore, Store, open_folder, safe_path
+from hvkf.settings.rendering import RenderConfig
+from hvkf.storage import LeadsOutside, Store, open_folder, safe_path
 from hvkf.user_files import reason_of
 
 NUM_READERS = 8
@@ -23,29 +26,36 @@ MANY_IMAGES = 2000
 
 
 class ImageFacts(NamedTuple):
-    """What is known of an image without decoding it; sides are as displayed."""
+    """What is known of an image without decoding it: its bytes' hash, and its header."""
 
     sha256: str
-    width: int
-    height: int
+    look: Look
 
 
 class ImageFolders:
     """Finds the images that a manifest's paths mean."""
 
-    def __init__(self, manifest_folder: str, workspace: str, allowed: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        manifest_folder: str,
+        workspace: str,
+        allowed: Sequence[str] = (),
+        *,
+        follow_links: bool = False,
+    ) -> None:
+        self.follow_links = follow_links
         self.manifest_folder = manifest_folder
         self.workspace = workspace
         self.allowed = tuple(allowed)
 
     def read(self, path: str) -> bytes:
-        """Read an image, which must lie in its folder when links are followed.
+        """Read an image, which must lie in its folder.
 
         Raises:
             ImageFault: missing, outside, or not readable.
         """
         folder, inside = self._locate(path)
-        return read_image_bytes(_opened(folder), inside, path)
+        return read_image_bytes(_opened(folder, confined=not self.follow_links), inside, path)
 
     def _locate(self, path: str) -> tuple[str, str]:
         if path.startswith(WORKSPACE_SCHEME):
@@ -61,6 +71,17 @@ class ImageFolders:
 
 
 _opened = cache(open_folder)
+
+
+def folders_of(render: RenderConfig, store: Store) -> ImageFolders:
+    """Give the folders that the settings let a manifest's images lie in."""
+    assert render.manifest is not None
+    return ImageFolders(
+        split_location(render.manifest).folder,
+        store.url,
+        render.allowed_folders,
+        follow_links=render.follow_links,
+    )
 
 
 def image_facts(folders: ImageFolders, paths: Iterable[str]) -> dict[str, ImageFacts | ImageFault]:
@@ -103,17 +124,16 @@ def _look_at_all(folders: ImageFolders, paths: Sequence[str]) -> list[ImageFacts
 def _look_at(folders: ImageFolders, path: str) -> ImageFacts | ImageFault:
     try:
         data = folders.read(path)
-        width, height = displayed_size(data, path)
+        return ImageFacts(hashlib.sha256(data).hexdigest(), look_at(data, path))
     except ImageFault as fault:
         return fault
-    return ImageFacts(hashlib.sha256(data).hexdigest(), width, height)
 
 
 def read_image_bytes(folder: Store, path: str, name: str | None = None) -> bytes:
-    """Read an image's file, which must lie in the folder when links are followed.
+    """Read an image's file.
 
     Args:
-        folder: Where it must lie.
+        folder: Where it lies; a confined one refuses links that lead out of it.
         path: Relative to the folder.
         name: What messages call it, if not by its path.
 
@@ -127,22 +147,15 @@ def read_image_bytes(folder: Store, path: str, name: str | None = None) -> bytes
     except BadInput:
         raise ImageFault("outside", f"{name} names no file below its folder; correct it") from None
     try:
-        if isinstance(folder, FolderStore) and not _stays_inside(str(folder.root), path):
-            raise ImageFault("outside", f"{name} leads out of the manifest's folder; copy it there")
         return folder.read(path, MAX_FILE_BYTES)
+    except LeadsOutside:
+        raise ImageFault(
+            "outside",
+            f"{name} is a link that leads out of its folder; copy the image there, or set "
+            "render.follow_links",
+        ) from None
     except FileNotFoundError:
         raise ImageFault("missing", f"there is no image {name}; copy it or correct it") from None
     except (OSError, ValueError) as error:
         code = "too-large" if getattr(error, "errno", None) == errno.EFBIG else "unreadable"
         raise ImageFault(code, f"{name} cannot be read: {reason_of(error)}; replace it") from error
-
-
-def _stays_inside(root: str, path: str) -> bool:
-    full = os.path.join(root, path)
-    parent = _real_folder(os.path.dirname(full))
-    target = os.path.realpath(full) if os.path.islink(full) else f"{parent}/"
-    return target.startswith(_real_folder(root).rstrip("/") + "/")
-
-
-# Many images lie in few folders, and following links looks at every folder above.
-_real_folder = lru_cache(1024)(os.path.realpath)

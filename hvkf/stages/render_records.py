@@ -14,11 +14,20 @@ LATENTS_NAME = "latents.safetensors"
 
 
 class Keyframe(Record):
-    """An image at a position of the video, by its path and its content."""
+    """An image at a position of the video, by its path and its content.
+
+    `reading` says how its pixels differ from the file's; see `hvkf.keyframe_images.Look`.
+    """
 
     position: int
     path: str
     sha256: str
+    reading: str = ""
+
+    @property
+    def content(self) -> str:
+        """What names the pixels that are rendered from."""
+        return f"{self.sha256}+{self.reading}" if self.reading else self.sha256
 
 
 class RenderTask(Record):

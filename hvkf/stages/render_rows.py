@@ -14,14 +14,13 @@ from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.keyframe_images import ImageFault, decode_keyframe
 from hvkf.loras import Lora, local_lora_file
-from hvkf.manifest import split_location
 from hvkf.model.device import device_name
 from hvkf.model.renderer import Pair, Rendered, Renderer, RenderFault
 from hvkf.progress import Progress, progress
 from hvkf.stages.render_checks import marks_of
 from hvkf.stages.render_claims import Claims
 from hvkf.stages.render_cost import Pace
-from hvkf.stages.render_images import ImageFolders
+from hvkf.stages.render_images import folders_of
 from hvkf.stages.render_records import (
     Keyframe,
     RenderRecord,
@@ -125,15 +124,13 @@ class _Worker:
         claims: Claims,
         shown: Progress,
     ) -> None:
-        assert config.render.manifest is not None
         self._config = config
         self._store = store
         self._lora = lora
         self._models = models
         self._claims = claims
         self._shown = shown
-        folder = split_location(config.render.manifest).folder
-        self._images = ImageFolders(folder, store.url, config.render.allowed_folders)
+        self._images = folders_of(config.render, store)
         file = local_lora_file(lora, store)
         self._renderer = renderer
         self._renderer.forget_loras()

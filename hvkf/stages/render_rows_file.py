@@ -18,7 +18,14 @@ from hvkf.stored import open_parquet
 State = Literal["task", "repeated", "failed"]
 
 KEYFRAMES = pa.list_(
-    pa.struct([("position", pa.int32()), ("path", pa.string()), ("sha256", pa.string())])
+    pa.struct(
+        [
+            ("position", pa.int32()),
+            ("path", pa.string()),
+            ("sha256", pa.string()),
+            ("reading", pa.string()),
+        ]
+    )
 )
 FRAMES = pa.list_(pa.struct([("position", pa.int32()), ("path", pa.string())]))
 SCHEMA = pa.schema(

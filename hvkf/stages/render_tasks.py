@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from hvkf.config import Config
 from hvkf.errors import BadInput
-from hvkf.keyframe_images import ImageFault
+from hvkf.keyframe_images import ImageFault, Look
 from hvkf.loras import Lora, resolve_lora
-from hvkf.manifest import ManifestRow, read_manifest, split_location
+from hvkf.manifest import ManifestRow, read_manifest
 from hvkf.model_source import TEXT_PARTS, model_identity, read_model_file
 from hvkf.records import Failure, canonical_json, digest
 from hvkf.seeds import seed_for
@@ -29,7 +29,7 @@ from hvkf.stages.render_cost import (
     cut_into_parts,
     groups_of,
 )
-from hvkf.stages.render_images import ImageFacts, ImageFolders, image_facts
+from hvkf.stages.render_images import ImageFacts, folders_of, image_facts
 from hvkf.stages.render_records import LEDGER, Keyframe, RenderTask, record_path, row_failure
 from hvkf.stages.render_rows_file import PlannedRow, from_cells, to_batch, write_groups
 from hvkf.storage import Store
@@ -106,7 +106,7 @@ def identity_of(
     Args:
         render: The settings of all rows.
         row: The row; its paths, id and tags do not count.
-        images: Position and sha256 of each keyframe.
+        images: Position and content of each keyframe.
         lora: The row's LoRA.
         models: See `models_identity`.
     """
@@ -125,7 +125,7 @@ def retry_of(
     """Give the row as it is tried for the `number`-th time again: with another seed."""
     seed = seed_for(task.row.seed, "retry", None, number)
     row = task.row.model_copy(update={"seed": seed})
-    images = [(frame.position, frame.sha256) for frame in task.keyframes]
+    images = [(frame.position, frame.content) for frame in task.keyframes]
     identity = identity_of(render, row, images, lora, models)
     return task.model_copy(update={"row": row, "identity": identity})
 
@@ -152,9 +152,7 @@ def plan_rows(
     batches = list(_batches(read_manifest(config.render, find_lora)))
     if any(not row.lora for batch in batches for row in _rows(batch)):
         loras[DEFAULT_LORA] = _default_lora(config, store)
-    assert config.render.manifest is not None
-    folder = split_location(config.render.manifest).folder
-    folders = ImageFolders(folder, store.url, config.render.allowed_folders)
+    folders = folders_of(config.render, store)
     images = image_facts(
         folders, {path for batch in batches for row in _rows(batch) for _, path in row.frames}
     )
@@ -226,7 +224,7 @@ class _Planner:
         found = [(place, path, self._images[path]) for place, path in row.frames]
         fault = next((facts for *_, facts in found if isinstance(facts, ImageFault)), None)
         keyframes = tuple(
-            Keyframe(position=place, path=path, sha256=facts.sha256)
+            Keyframe(position=place, path=path, sha256=facts.sha256, reading=facts.look.reading)
             for place, path, facts in found
             if isinstance(facts, ImageFacts)
         )
@@ -236,9 +234,11 @@ class _Planner:
             self._failures.append(failure)
             self._others.append(index)
             return self._noted(PlannedRow(task=task, state="failed", failure=failure))
-        images = [(frame.position, frame.sha256) for frame in keyframes]
+        images = [(frame.position, frame.content) for frame in keyframes]
         identity = identity_of(self._render, row, images, lora, self._models)
-        notes = self._notes(row, [facts for *_, facts in found if isinstance(facts, ImageFacts)])
+        notes = self._notes(
+            row, [facts.look for *_, facts in found if isinstance(facts, ImageFacts)]
+        )
         task = RenderTask(
             row=row, keyframes=keyframes, lora=lora.name, identity=identity, notes=notes
         )
@@ -263,7 +263,7 @@ class _Planner:
         self._content.update(canonical_json([cells, what]))
         return planned
 
-    def _notes(self, row: ManifestRow, images: Sequence[ImageFacts]) -> str:
+    def _notes(self, row: ManifestRow, images: Sequence[Look]) -> str:
         notes = []
         if self._prompts.is_cut(row.prompt):
             self._cut.append(f"row {row.row} ({row.id})")
@@ -272,6 +272,7 @@ class _Planner:
             self._num_cropped += 1
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
             notes.append(f"images of {sizes} are cropped to {row.width}x{row.height}")
+        notes += dict.fromkeys(image.note for image in images if image.note)
         return "; ".join(notes)
 
     def _quote(self, num_parts: int) -> Quote:
@@ -300,7 +301,7 @@ class _Planner:
         )
 
 
-def _is_cropped(image: ImageFacts, row: ManifestRow) -> bool:
+def _is_cropped(image: Look, row: ManifestRow) -> bool:
     return abs(image.width * row.height / (image.height * row.width) - 1) > SAME_ASPECT
 
 

@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hvkf.keyframe_images import ImageFault, decode_keyframe, displayed_size
+from hvkf.keyframe_images import ImageFault, decode_keyframe, look_at
 from hvkf.stages.render_images import ImageFolders, image_facts
+from tests import icc
 from tests.fuzz.bounds import fuzzed, in_bounds
 from tests.fuzz.mutations import mutated
 
@@ -54,7 +55,8 @@ def valid(kind: str, mode: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     sink = io.BytesIO()
-    image.save(sink, kind, exif=exif, **KINDS[kind])
+    profile = {"CMYK": icc.cmyk(), "L": icc.grey(1.0)}.get(mode, icc.display_p3())
+    image.save(sink, kind, exif=exif, icc_profile=profile, **KINDS[kind])
     return sink.getvalue()
 
 
@@ -68,7 +70,7 @@ pictures = st.sampled_from(PICTURES).map(lambda kind_and_mode: valid(*kind_and_m
 @example(valid("AVIF", "RGB")[:-10] + bytes(10))
 def test_a_damaged_image_gives_a_keyframe_or_a_fault(data: bytes) -> None:
     with in_bounds():
-        displayed_size(data, "in/a.png")
+        look_at(data, "in/a.png")
     with in_bounds():
         assert decode_keyframe(data, "in/a.png", 32, 16).shape == (16, 32, 3)
 

