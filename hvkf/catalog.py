@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hvkf.errors import BadInput
 from hvkf.ledger import latest_commit
 from hvkf.records import CatalogCommit, Clip, Record
-from hvkf.storage import Store
+from hvkf.storage import Store, object_sha256
 from hvkf.stored import explain_absence, open_parquet
 
 
@@ -40,6 +40,16 @@ def to_parquet(rows: Sequence[Record]) -> bytes:
     table = pa.Table.from_pylist([row.model_dump(mode="json") for row in rows])
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def hash_catalog(store: Store, path: str) -> str:
+    """Hash a catalog, for the commit that names it.
+
+    Raises:
+        CorruptData: it is gone.
+    """
+    with explain_absence(store, path):
+        return object_sha256(store, path)
 
 
 def read_clips(store: Store, path: str) -> list[Clip]:

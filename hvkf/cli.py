@@ -29,7 +29,7 @@ from hvkf.command_options import (
 from hvkf.config import Config
 from hvkf.config_file import known_keys
 from hvkf.distributed import exit_code_recorded, is_launched, rank
-from hvkf.errors import BadInput, ConfigError, HvkfError, Stopped
+from hvkf.errors import BadInput, ConfigError, CorruptData, HvkfError, Stopped
 from hvkf.job_commands import jobs_app
 from hvkf.jobs.manifest import read_numbers
 from hvkf.jobs.spec import ERROR_PREFIX
@@ -40,7 +40,7 @@ from hvkf.records import Plan, Planned, Summary
 from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.shown import shown, shown_name
-from hvkf.storage import Store, open_store
+from hvkf.storage import Store, open_existing, open_store
 
 INTERRUPTED_CODE = 130
 NO_READER_CODE = 1  # as Typer itself ends where nobody reads the output
@@ -239,18 +239,32 @@ def run(
 
 @app.command(epilog=EPILOG)
 def verify(
-    context: typer.Context, config: ConfigOption = None, workspace: WorkspaceOption = None
+    context: typer.Context,
+    config: ConfigOption = None,
+    workspace: WorkspaceOption = None,
+    forget: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Miss no more what was deleted on purpose below this."),
+    ] = None,
 ) -> None:
-    """Hashes stored shards, checkpoints and videos anew, and compares with what was recorded."""
+    """Reads every record anew, hashes what they name, and says what is damaged or gone."""
+    from hvkf.journal import forget_deleted
     from hvkf.verify import verify_workspace
 
-    store = open_store(read_config(context, config, workspace).workspace)
-    count, faults = verify_workspace(store)
-    for fault in faults:
+    store = open_existing(read_config(context, config, workspace).workspace)
+    for path in forget_deleted(store, forget) if forget is not None else ():
+        print(f"forgotten: {path}")
+    found = verify_workspace(store)
+    for fault in found.faults:
         print(fault)
-    if faults:
-        raise BadInput(f"{len(faults)} of {count} stored files are not as recorded (see above).")
-    print(f"{count} stored files are as recorded")
+    for line in found.lines():
+        print(line)
+    if found.faults:
+        raise CorruptData(
+            f"{len(found.faults)} stored objects are damaged or gone, of {found.num_objects} that "
+            "are there (see above)."
+        )
+    print(f"{found.num_objects} stored objects are as they were written")
 
 
 @app.command(epilog=EPILOG)
@@ -267,7 +281,7 @@ def gc(
     """Lists what nothing refers to (killed workers, old settings), and removes it if asked."""
     from hvkf.garbage import find_garbage
 
-    store = open_store(read_config(context, config, workspace).workspace)
+    store = open_existing(read_config(context, config, workspace).workspace)
     print(f"workspace {store.url}")
     garbage = find_garbage(store, older_than_hours * 3600)
     for path, size in garbage:

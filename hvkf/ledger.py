@@ -7,22 +7,22 @@ left behind has no record here, and is never read.
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists, BadInput, CorruptData
+from hvkf.journal import note_completed
 from hvkf.records import (
     Commit,
     DatasetCommit,
     Failure,
-    FileEntry,
     Part,
     Plan,
     SegmentRecord,
     plan_path,
 )
-from hvkf.storage import Store, object_sha256
+from hvkf.storage import Store
 from hvkf.stored import explain_damage, read_named, read_record
 
 CommitT = TypeVar("CommitT", bound=Commit)
@@ -90,8 +90,9 @@ def put_commit(store: Store, folder: str, commit: CommitT) -> str:
     try:
         store.put_new(path, commit.to_json())
     except AlreadyExists:
-        if store.read(path) != commit.to_json():
+        if read_record(store, path, type(commit)) != commit:
             raise
+    note_completed(store, path)
     return path
 
 
@@ -174,13 +175,3 @@ def first_failures(failures: Sequence[Failure]) -> str:
     )
     more = len(failures) - MAX_SHOWN_FAILURES
     return told + (f"; and {more} more" if more > 0 else "")
-
-
-def check_files(store: Store, prefix: str, files: Iterable[FileEntry]) -> Iterator[str]:
-    """Hash stored files anew and yield a sentence for each that is gone or changed."""
-    for entry in files:
-        path = f"{prefix}/{entry.name}"
-        if not store.exists(path):
-            yield f"{path} is missing"
-        elif object_sha256(store, path) != entry.sha256:
-            yield f"{path} has other bytes than were recorded"

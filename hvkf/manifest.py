@@ -4,12 +4,13 @@ All faults of a manifest are found before anything is done, and said together.
 """
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hvkf.errors import BadInput, ConfigError
 from hvkf.manifest_cells import PARSERS, frame_of, is_missing, pairs_of, whole_of
-from hvkf.records import Record, digest
+from hvkf.records import Record
 from hvkf.settings.rendering import RenderConfig
 from hvkf.shown import shown
 from hvkf.storage import Store
@@ -107,8 +108,9 @@ def keep_pasted_rows(text: str, store: Store) -> str:
         store: The workspace.
     """
     suffix = {"[": ".json", "{": ".jsonl"}.get(text.lstrip()[:1], ".csv")
-    path = f"{PASTED}/{digest(text)}{suffix}"
-    store.put(path, text.strip().encode() + b"\n")
+    data = text.strip().encode() + b"\n"
+    path = f"{PASTED}/{hashlib.sha256(data).hexdigest()}{suffix}"
+    store.put(path, data)
     return f"{store.url}/{path}"
 
 

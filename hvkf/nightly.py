@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from hvkf.catalog import newest_catalog
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists, BadInput, HvkfError, Stopped
+from hvkf.journal import note_completed
 from hvkf.ledger import numbered
 from hvkf.loras import NONE
 from hvkf.records import FORMAT_VERSION, Record, Summary, digest
@@ -158,6 +159,7 @@ class Night:
             winner = read_record(self._store, night_path(name, record.number), NightRecord)
             if winner != record:  # the answer to this very put may have been lost
                 raise _refused(winner) from None
+        note_completed(self._store, night_path(name, record.number))
         return record
 
     def _lease_end(self) -> float:

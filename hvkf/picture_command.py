@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hvkf.command_options import EPILOG, refuse_settings
-from hvkf.storage import open_store
+from hvkf.storage import open_existing
 
 
 def picture(
@@ -22,7 +22,7 @@ def picture(
     refuse_settings(context, "a picture has none")
     from hvkf.stages.pictures import as_data_uri, draw
 
-    drawn = draw(stage, result, open_store(workspace))
+    drawn = draw(stage, result, open_existing(workspace))
     if output is None:
         print(as_data_uri(drawn))
     else:

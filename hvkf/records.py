@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict
 
 FORMAT_VERSION = 1
+CHECKSUM = "checksum"
 
 
 def canonical_json(value: object) -> bytes:
@@ -21,19 +22,66 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
 
 
+def decode_json(data: bytes) -> object:
+    """Decode JSON that hvkf wrote.
+
+    Raises:
+        ValueError: it is no JSON, no UTF-8, or has numbers that are none.
+    """
+    if not data.strip():
+        raise ValueError("it is empty")
+    try:
+        return json.loads(data.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON that hvkf writes: {error}") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+class NewerFormat(ValueError):
+    """A record has a format that this hvkf does not know yet."""
+
+
 class Record(BaseModel):
     """A frozen record that refuses fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> bytes:
-        """Encode for storage: canonical, so that equal records are equal bytes."""
-        return canonical_json(self.model_dump(mode="json")) + b"\n"
+        """Encode for storage: canonical, so that equal records are equal bytes.
+
+        The field `checksum` is the digest of all others, so that damage is seen.
+        """
+        values = self.model_dump(mode="json")
+        return canonical_json({**values, CHECKSUM: digest(values)}) + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """Decode what `to_json` wrote."""
-        return cls.model_validate_json(data)
+        """Decode what `to_json` wrote; a record of an earlier hvkf has no checksum.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        values = decode_json(data)
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
+        fields = {name: value for name, value in values.items() if name != CHECKSUM}
+        if CHECKSUM in values and values[CHECKSUM] != digest(fields):
+            raise ValueError("its checksum is not that of its content")
+        version = fields.get("format_version", FORMAT_VERSION)
+        if type(version) is not int or version < 1:
+            raise ValueError(f"its format_version is {version!r}")
+        if version > FORMAT_VERSION:
+            raise NewerFormat(
+                f"it was written by a newer hvkf: its format is {version}, and this hvkf reads "
+                f"{FORMAT_VERSION}"
+            )
+        # As JSON again, for only there a strict model takes a list for a tuple.
+        return cls.model_validate_json(canonical_json(fields), strict=True)
 
 
 class Failure(Record):
@@ -102,11 +150,15 @@ class SegmentRecord(Record):
 
 
 class CheckpointRecord(Record):
-    """The word that a checkpoint's folder is whole; put last."""
+    """The word that a checkpoint's folder is complete; put last.
+
+    `losses_sha256` is of the first `step` lines of the run's losses; older records lack it.
+    """
 
     format_version: int = FORMAT_VERSION
     step: int
     files: tuple[FileEntry, ...]
+    losses_sha256: str | None = None
 
 
 class RunRecord(Record):
@@ -146,12 +198,16 @@ class Commit(Record):
 
 
 class CatalogCommit(Commit):
-    """What ingest took: a catalog of clips, named by its content."""
+    """What ingest took: a catalog of clips, named by its content.
+
+    `files` are the catalog and the report beside it; older records lack them.
+    """
 
     catalog: str
     videos: str
     num_clips: int
     num_failed: int
+    files: tuple[FileEntry, ...] = ()
 
 
 class DatasetCommit(Commit):
@@ -163,6 +219,7 @@ class DatasetCommit(Commit):
     masked: tuple[str, ...] = ()
     num_items: int
     num_failed: int
+    catalog_sha256: str | None = None
 
 
 class Part(Record):

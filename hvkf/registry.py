@@ -15,9 +15,11 @@ from pydantic import Field
 
 from hvkf.code_version import code_version
 from hvkf.errors import AlreadyExists, BadInput, CorruptData, TryAgain
+from hvkf.journal import note_completed
 from hvkf.records import FORMAT_VERSION, FileEntry, Record
 from hvkf.storage import Store, object_sha256
-from hvkf.stored import read_record
+from hvkf.stored import decode_record, read_record
+from hvkf.stored_kinds import fix_of
 
 FOLDER = "registry"
 LORAS = f"{FOLDER}/loras"
@@ -40,6 +42,7 @@ class Candidate(Record):
         config_digest: Of the settings it was trained with.
         evaluation: Path of the metrics that the decision rests on.
         decision: Path of the gate's decision record.
+        files: Of its model card and its run, beside the LoRA's file; older versions lack them.
         note: For people.
     """
 
@@ -53,6 +56,7 @@ class Candidate(Record):
     config_digest: str | None = None
     evaluation: str | None = None
     decision: str | None = None
+    files: tuple[FileEntry, ...] = ()
     note: str = ""
 
 
@@ -292,16 +296,26 @@ def _is_same(version: Version, candidate: Candidate) -> bool:
 
 def _append(store: Store, name: str, found: Registered | None, version: Version) -> Version:
     """Make a version the newest, unless another came first."""
+    path = registry_path(name)
     history = () if found is None else found.history
     changed = Registered(name=name, history=(*history, version)).to_json()
     try:
-        store.put_if(registry_path(name), changed, None if found is None else found.to_json())
+        store.put_if(path, changed, None if found is None else _bytes_of(store, found))
     except AlreadyExists:
         # The answer to an earlier try of this very put may have been lost.
-        if store.read(registry_path(name)) != changed:
+        if store.read(path) != changed:
             latest = read_registered(store, name).in_use.version
             raise _out_of_date(name, version.version - 1, latest) from None
+    note_completed(store, path)
     return version
+
+
+def _bytes_of(store: Store, found: Registered) -> bytes:
+    """Read the bytes that hold this history: an earlier hvkf wrote equal ones in another way."""
+    path = registry_path(found.name)
+    data = store.read(path)
+    fix = fix_of(path)
+    return data if decode_record(data, path, Registered, fix) == found else found.to_json()
 
 
 def _out_of_date(name: str, over: int, in_use: int) -> TryAgain:

@@ -22,7 +22,7 @@ from hvkf.registry import (
 )
 from hvkf.stages.model_card import flat
 from hvkf.stages.promotion import RUN_NAME, candidate_of, person, put_into_use
-from hvkf.storage import Store, open_store
+from hvkf.storage import Store, open_existing, open_store
 from hvkf.stored import read_record
 from hvkf.training.lineage import read_lineage, seen_held_out
 
@@ -42,6 +42,10 @@ def _store(context: typer.Context, config: str | None, workspace: str | None) ->
     return open_store(read_config(context, config, workspace).workspace)
 
 
+def _existing(context: typer.Context, config: str | None, workspace: str | None) -> Store:
+    return open_existing(read_config(context, config, workspace).workspace)
+
+
 def _line(version: Version, *, in_use: bool) -> str:
     what = f"back to {version.restores}" if version.restores else version.origin
     mark = "*" if in_use else " "
@@ -56,7 +60,7 @@ def list_names(
     context: typer.Context, config: ConfigOption = None, workspace: WorkspaceOption = None
 ) -> None:
     """Lists every name with the version in use."""
-    store = _store(context, config, workspace)
+    store = _existing(context, config, workspace)
     found = names(store)
     if not found:
         print(f"nothing is registered in {store.url}")
@@ -73,7 +77,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Shows a name's history, newest first, and all that is known of the version in use."""
-    registered = read_registered(_store(context, config, workspace), name)
+    registered = read_registered(_existing(context, config, workspace), name)
     if as_json:
         print(registered.model_dump_json())
         return
@@ -133,7 +137,7 @@ def roll_back(
     note: NoteOption = "",
 ) -> None:
     """Puts an earlier version's LoRA into use again; the history keeps both."""
-    store = _store(context, config, workspace)
+    store = _existing(context, config, workspace)
     version = rollback(store, name, to=to, decided_by=by or person(), note=note)
     print(f"{name} uses version {version.version}, which is version {version.restores} again")
 
@@ -148,7 +152,7 @@ def diff(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Shows what differs between two versions: data, code, figures, settings of training."""
-    store = _store(context, config, workspace)
+    store = _existing(context, config, workspace)
     registered = read_registered(store, name)
     newer = pick_version(registered, after)
     older = pick_version(registered, before or _before(registered, newer))
@@ -170,7 +174,7 @@ def _before(registered: Registered, version: Version) -> int:
 
 def _facts(version: Version) -> dict[str, object]:
     """List what is known of a version, flat; what is not known is left out."""
-    facts = version.model_dump(exclude={"version", "figures"}, exclude_none=True)
+    facts = version.model_dump(exclude={"version", "figures", "files"}, exclude_none=True)
     return {**facts, **{f"figures.{key}": value for key, value in version.figures.items()}}
 
 
@@ -199,7 +203,7 @@ def gate(
     settings = read_config(context, config, workspace)
     from hvkf.stages.evaluate_gate import gate as decide  # SciPy takes a second
 
-    print(decide(settings.gate, open_store(settings.workspace), evaluation).model_dump_json())
+    print(decide(settings.gate, open_existing(settings.workspace), evaluation).model_dump_json())
 
 
 def export_vbench(
@@ -212,7 +216,7 @@ def export_vbench(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Writes an evaluation's videos for VBench-I2V, and says how to run it on them."""
-    store = open_store(read_config(context, config, workspace).workspace)
+    store = _existing(context, config, workspace)
     from hvkf.stages.evaluate_vbench import export_for_vbench, how_to_run  # Pillow takes a moment
 
     num_pairs = export_for_vbench(store, evaluation, folder)

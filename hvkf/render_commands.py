@@ -11,7 +11,7 @@ from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.plan_runner import run_parts
 from hvkf.records import digest
-from hvkf.storage import Store, open_store
+from hvkf.storage import Store, open_existing, open_store
 
 SUBMIT_EPILOG = (
     "A manifest is a CSV, TSV, JSON, JSONL or Parquet file whose rows have an id, a first_frame, a "
@@ -114,7 +114,7 @@ def fetch(
     """Downloads a render's videos and settings, named by their rows' ids, and its results."""
     from hvkf.stages.render_fetch import fetch as copy  # pyarrow takes a second
 
-    store = open_store(read_config(context, config, workspace).workspace)
+    store = open_existing(read_config(context, config, workspace).workspace)
     fetched = copy(store, render, folder)
     print(
         f"{fetched.num_copied} videos copied to {folder}, {fetched.num_there} were there, "

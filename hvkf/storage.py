@@ -21,6 +21,7 @@ from hvkf.errors import AlreadyExists, BadInput, CorruptData
 from hvkf.os_errors import NO_ROOM, check_is_folder, explain_os_error
 from hvkf.settings.section import in_home
 from hvkf.shown import shown, shown_name
+from hvkf.stored_kinds import ROOTS
 from hvkf.user_files import open_regular, read_regular, shortened
 
 TEMPORARY_PREFIX = ".partial-"
@@ -349,19 +350,38 @@ def open_folder(url: str, *, confined: bool = False) -> Store:
 
 
 def open_store(url: str) -> Store:
-    """Open a workspace, and refuse one that another format of hvkf wrote."""
+    """Open a workspace, made if it is not there, and refuse one of another format of hvkf."""
     store = open_folder(url)
-    _check_format(store)
+    try:
+        _check_format(store)
+    except FileNotFoundError:
+        with contextlib.suppress(AlreadyExists):
+            store.put_new(FORMAT_FILE, f"{WORKSPACE_FORMAT}\n".encode())
+    return store
+
+
+def open_existing(url: str) -> Store:
+    """Open a workspace for a command that only reads: nothing is made.
+
+    Raises:
+        BadInput: there is none.
+        CorruptData: it has another format.
+    """
+    store = open_folder(url)
+    try:
+        _check_format(store)
+    except FileNotFoundError:
+        # One whose format was lost is still there to be looked at.
+        if all(next(store.list(root), None) is None for root in ROOTS):
+            raise BadInput(
+                f"There is no workspace at {store.url}: name the folder or s3://bucket/prefix that "
+                "the stages wrote to."
+            ) from None
     return store
 
 
 def _check_format(store: Store) -> None:
-    try:
-        found = store.read(FORMAT_FILE).decode(errors="replace").strip()
-    except FileNotFoundError:
-        with contextlib.suppress(AlreadyExists):
-            store.put_new(FORMAT_FILE, f"{WORKSPACE_FORMAT}\n".encode())
-        return
+    found = store.read(FORMAT_FILE).decode(errors="replace").strip()
     if found != str(WORKSPACE_FORMAT):
         raise CorruptData(
             f"The workspace {store.url} has format {found[:20]!r} and this hvkf reads "

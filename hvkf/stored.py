@@ -4,8 +4,8 @@ Whoever reads a JSON record, a table or a line of the workspace does it here, so
 object is `CorruptData` everywhere, and never a traceback without a file's name.
 """
 
+import hashlib
 import io
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from hvkf.errors import CorruptData
-from hvkf.records import FORMAT_VERSION, Record, canonical_json
-from hvkf.storage import Store
+from hvkf.records import FileEntry, NewerFormat, Record, decode_json
+from hvkf.storage import Store, object_sha256
 from hvkf.stored_kinds import fix_of
 
 if TYPE_CHECKING:
@@ -76,39 +76,26 @@ def decode_record(data: bytes, where: str, kind: type[RecordT], fix: str) -> Rec
         kind: What it is a record of.
         fix: What to do when it does not read, as a main clause.
     """
-    values = decode_json(data, where, fix)
-    if not isinstance(values, dict):
-        _refuse(where, "it is no JSON object", fix)
-    version = values.get("format_version", FORMAT_VERSION)
-    if type(version) is int and version > FORMAT_VERSION:
-        raise CorruptData(
-            f"{where} was written by a newer hvkf (format {_shown(version)}; this one reads "
-            f"{FORMAT_VERSION}): use that version."
-        )
-    if type(version) is not int or version < 1:
-        _refuse(where, f"its format_version is {_shown(version)}", fix)
     try:
-        return kind.model_validate_json(canonical_json(values), strict=True)
+        return kind.from_json(data)
+    except NewerFormat as error:
+        raise CorruptData(f"{where} does not read: {error}; use that version.") from None
     except ValidationError as error:
         _refuse(where, _first_problem(error), fix)
-    except (ValueError, RecursionError) as error:  # half a surrogate, an endless number
+    except (ValueError, RecursionError) as error:
         _refuse(where, str(error), fix)
 
 
-def decode_json(data: bytes, where: str, fix: str) -> Any:
-    """Decode JSON that this project wrote: UTF-8, and no NaN.
+def read_json(data: bytes, where: str, fix: str) -> Any:
+    """Decode JSON of the workspace that is no record, such as a line of losses.
 
     Raises:
-        CorruptData: it is not that.
+        CorruptData: it is none; see `decode_record`.
     """
-    if not data.strip():
-        _refuse(where, "it is empty", fix)
     try:
-        return json.loads(data.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        _refuse(where, f"byte {error.start} is not UTF-8", fix)
-    except (ValueError, RecursionError) as error:
-        _refuse(where, f"it is not JSON that hvkf writes: {error}", fix)
+        return decode_json(data)
+    except ValueError as error:
+        _refuse(where, str(error), fix)
 
 
 @contextmanager
@@ -156,6 +143,20 @@ def open_parquet(store: Store, path: str) -> "Iterator[ParquetFile]":
         yield file
 
 
+def put_file(store: Store, path: str, data: bytes) -> FileEntry:
+    """Write an object, and say what a record is to remember of it; its name is the path's last."""
+    store.put(path, data)
+    name = path.rpartition("/")[2]
+    return FileEntry(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def stored_file(store: Store, path: str) -> FileEntry:
+    """Say what a record is to remember of an object that is there."""
+    size = store.stat(path).size
+    name = path.rpartition("/")[2]
+    return FileEntry(name=name, sha256=object_sha256(store, path), size=size)
+
+
 def refuse_object(store: Store, path: str, problem: str) -> NoReturn:
     """Say that a stored object is damaged.
 
@@ -180,7 +181,3 @@ def _shown(value: object) -> str:
     """Write a foreign text on one line, and no more of it than a person reads."""
     text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(value))).strip()
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")

@@ -1,10 +1,18 @@
-"""Every kind of object in a workspace, by its path: what it is, and what to do when it is damaged.
+"""Every kind of object in a workspace, by its path: who writes and reads it, how it is checked.
 
-`docs/formats.md` shows this table.
+The table is `assets/stored_kinds.csv`. `docs/formats.md` shows it, `hvkf verify` works it off, and
+a damaged object's sentence says what the table says to do.
 """
 
+import csv
 import re
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+TABLE = Path(__file__).parent / "assets" / "stored_kinds.csv"
+
+Check = Literal["record", "hash", "table", "lines", "text", "none"]
+Absence = Literal["journal", "named", "may go"]
 
 
 class Kind(NamedTuple):
@@ -12,65 +20,43 @@ class Kind(NamedTuple):
 
     Attributes:
         name: What it is called, in the plural.
-        pattern: Its paths: `*` is a part of a name, `**` the rest of the path, `#` a number.
+        pattern: Its paths: `*` is a name or a part of one, `**` more than one, `#` a number.
+        what: What it is.
+        writer: The commands that write it.
+        reader: The commands that read it.
+        check: How `hvkf verify` looks for damage: a record has its own checksum; a hash, a table
+            and lines are compared with the sha256 in the record that names them.
+        absence: What misses one that is gone: the journal, the record that names it, or nothing.
         fix: What to do when one does not read, as a main clause.
     """
 
     name: str
     pattern: str
+    what: str
+    writer: str
+    reader: str
+    check: Check
+    absence: Absence
     fix: str
 
 
-def _again(stage: str) -> str:
-    return f"restore it from a backup, or delete it and run `hvkf {stage}` again"
+def _read_table() -> tuple[Kind, ...]:
+    with TABLE.open(encoding="utf-8", newline="") as table:
+        _, *rows = csv.reader(table)
+    return tuple(
+        Kind(
+            *(name, pattern, what, writer, reader),
+            check=cast(Check, check),
+            absence=cast(Absence, absence),
+            fix=fix,
+        )
+        for name, pattern, what, writer, reader, check, absence, fix in rows
+    )
 
 
+KINDS = _read_table()
 RESTORE = "restore it from a backup"
-KINDS = (
-    Kind("workspace formats", "hvkf-workspace", "write 1 into it if this hvkf wrote the rest"),
-    Kind("catalog commits", "datasets/*/commits/#.json", _again("ingest")),
-    Kind("video scans", "datasets/*/scans/*.json", _again("ingest")),
-    Kind("catalogs", "datasets/*/*/catalog.parquet", _again("ingest")),
-    Kind("ingested videos", "datasets/*/*/videos.json", _again("ingest")),
-    Kind("ingest reports", "datasets/*/*/report.json", _again("ingest")),
-    Kind("scene commits", "scenes/*/commits/*/#.json", _again("cache")),
-    Kind("scene segments", "scenes/*/ledger/*.json", _again("cache")),
-    Kind("scene shards", "scenes/*/*/*/*", _again("cache")),
-    Kind("latent commits", "latents/*/commits/*/#.json", _again("encode")),
-    Kind("latent segments", "latents/*/ledger/*.json", _again("encode")),
-    Kind("latent shards", "latents/*/*/*/*", _again("encode")),
-    Kind("previews", "previews/*.jpg", "delete it"),
-    Kind("runs", "runs/*/run.json", f"{RESTORE}, or train under another experiment.run_id"),
-    Kind("run results", "runs/*/result.json", _again("train")),
-    Kind("losses", "runs/*/losses.jsonl", f"{RESTORE}, or train under another experiment.run_id"),
-    Kind("training videos", "runs/*/trained_on.json", _again("train")),
-    Kind(
-        "checkpoint records",
-        "runs/*/*/commit.json",
-        f"{RESTORE}, or delete it, so that the run goes on from an older checkpoint",
-    ),
-    Kind(
-        "checkpoint files",
-        "runs/*/step-*/*",
-        f"{RESTORE}, or delete commit.json beside it, so that the run goes on from an older one",
-    ),
-    Kind("metrics", "evals/*/*/*/metrics.json", _again("evaluate")),
-    Kind("rendered pairs", "evals/**/pairs/*.json", _again("evaluate")),
-    Kind("decisions", "registry/decisions/*.json", _again("gate")),
-    Kind("kept runs", "registry/loras/*/run.json", RESTORE),
-    Kind("kept LoRAs", "registry/loras/*/*.safetensors", RESTORE),
-    Kind("registered names", "registry/*.json", RESTORE),
-    Kind("nights", "nightly/*/#.json", f"{RESTORE}, or delete it"),
-    Kind("plans", "plans/*/*.json", "delete it and plan again: run the stage's command once more"),
-    Kind("manifests", "manifests/*/record.json", _again("submit")),
-    Kind("planned rows", "manifests/*/rows-*.parquet", _again("submit")),
-    Kind("results", "manifests/*/results.parquet", _again("submit")),
-    Kind("quotes", "manifests/*/quote.json", "delete it"),
-    Kind("render records", "renders/ledger/*.json", _again("submit")),
-    Kind("rendered files", "renders/*/*", _again("submit")),
-    Kind("claims", "claims/render/*/#.json", "delete it: its row may be tried again"),
-    Kind("timings", "timings/**.json", "delete it: only estimates need it"),
-)
+ROOTS = tuple(dict.fromkeys(kind.pattern.split("/")[0] for kind in KINDS if "/" in kind.pattern))
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
@@ -84,6 +70,8 @@ _EXPRESSIONS = [(_expression(kind.pattern), kind) for kind in KINDS]
 
 def kind_of(path: str) -> Kind | None:
     """Tell what kind of object lies at a path of the workspace; None for a foreign one."""
+    if path.rpartition("/")[2].startswith("."):  # such as .DS_Store
+        return None
     return next((kind for expression, kind in _EXPRESSIONS if expression.fullmatch(path)), None)
 
 

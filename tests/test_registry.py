@@ -25,7 +25,7 @@ from hvkf.registry import (
     read_registered,
     rollback,
 )
-from hvkf.storage import FolderStore, file_sha256
+from hvkf.storage import FolderStore, file_sha256, open_store
 from hvkf.verify import verify_workspace
 from tests.commands import run_command
 from tests.finished_runs import write_run
@@ -36,6 +36,7 @@ LORA = GOLDEN / "lora_r4_a8.sft"
 
 @pytest.fixture
 def store(tmp_path: Path) -> FolderStore:
+    open_store(str(tmp_path / "workspace"))
     return FolderStore(tmp_path / "workspace")
 
 
@@ -246,7 +247,8 @@ def test_a_promoted_lora_outlives_its_run_and_what_was_never_promoted_goes(
     assert (lora.run_id, lora.checkpoint) == ("nightly", "step-00000004")
     left = kept(store, "never promoted")
     assert [path for path, _ in find_garbage(store, 0)] == [lora_path(left.lora_sha256)]
-    assert verify_workspace(store) == (1, [])
+    assert verify_workspace(store).faults == []
+    assert verify_workspace(store).counts["kept LoRAs"] == 2
     store.put(str(lora.location).removeprefix("workspace:"), b"x")
     assert "has other bytes" in verify_workspace(store)[1][0]
 

@@ -135,14 +135,16 @@ def test_verify_hashes_rendered_videos_too(
     submit(write_manifest(pairs, [row("one"), row("two", seed=1)]), "--yes")
     capsys.readouterr()
     run_command("verify", f"--workspace={store.url}")
-    assert capsys.readouterr().out == "8 stored files are as recorded\n"
+    said = capsys.readouterr().out
+    assert "8 rendered files" in said
+    assert said.endswith("stored objects are as they were written\n")
     first, second = sorted(store.root.glob("renders/*/video.mp4"))
     first.write_bytes(first.read_bytes() + b"x")
     second.unlink()
-    with pytest.raises(BadInput, match="2 of 8 stored files"):
+    with pytest.raises(CorruptData, match="2 stored objects are damaged or gone"):
         run_command("verify", f"--workspace={store.url}")
     said = capsys.readouterr().out
-    for video, fault in ((first, "has other bytes"), (second, "is missing")):
+    for video, fault in ((first, "has other bytes"), (second, "is gone although renders/ledger/")):
         assert f"{video.relative_to(store.root)} {fault}" in said
 
 

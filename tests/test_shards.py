@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvkf import ledger
 from hvkf.errors import CorruptData
 from hvkf.records import SegmentRecord
 from hvkf.shards import Segment, SegmentWriter
 from hvkf.storage import FolderStore
+from hvkf.verify import verify_workspace
 
 ROOT = "scenes/x"
 COLUMNS = {"item_key": "str", "caption": "str", "video": "ndarray:uint8"}
@@ -79,9 +79,8 @@ def test_a_flipped_bit_is_found_and_its_shard_named(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(CorruptData, match=shard):
         Segment(store, record, tmp_path / "cache")[0]
-    assert list(ledger.check_files(store, record.prefix, record.files)) == [
-        f"{record.prefix}/{shard} has other bytes than were recorded"
-    ]
+    (fault,) = verify_workspace(store).faults
+    assert f"{record.prefix}/{shard} has other bytes than were recorded" in fault
 
 
 def test_what_a_killed_writer_left_in_scratch_is_swept(

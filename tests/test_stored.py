@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> FolderStore:
         (b'{"step":"4","files":[]}', "step: Input should be a valid integer"),
         (b'{"step":4,"files":[],"more":1}', "more: Extra inputs are not permitted"),
         (b'{"step":4,"files":[{}]}', "files.0.name: Field required; and 2 more"),
-        (b'{"step":4,"files":[],"format_version":"1"}', "its format_version is 1"),
+        (b'{"step":4,"files":[],"format_version":"1"}', "its format_version is '1'"),
         (b'{"step":4,"files":[{"name":"\\ud800"}]}', "'utf-8' codec can't encode character"),
     ],
 )
@@ -74,7 +74,7 @@ def test_what_does_not_read_is_one_sentence(store: FolderStore, data: bytes, pro
 
 def test_a_newer_format_is_told_from_damage(store: FolderStore) -> None:
     store.put(PATH, b'{"step":4,"files":[],"format_version":2,"new":1}')
-    with pytest.raises(CorruptData, match=r"written by a newer hvkf .format 2; this one reads 1."):
+    with pytest.raises(CorruptData, match=r"newer hvkf: its format is 2, and this hvkf reads 1"):
         read_record(store, PATH, CheckpointRecord)
 
 
@@ -94,7 +94,7 @@ def test_a_name_without_a_history_is_damaged(store: FolderStore) -> None:
 def test_a_plan_whose_settings_are_none_is_damaged(store: FolderStore) -> None:
     plan = Plan(stage="cache", digest="0" * 32, config={"cash": {}}, inputs={}, parts=())
     store.put(plan.path, plan.to_json())
-    with pytest.raises(CorruptData, match=r"plans/cache/0+.json is damaged .*cash.* plan again"):
+    with pytest.raises(CorruptData, match=r"plans/cache/0+.json is damaged .*cash.* plans anew"):
         read_plan(store, "cache", plan.digest)
 
 
@@ -124,7 +124,7 @@ def test_a_catalog_that_is_cut_or_gone_is_a_sentence(store: FolderStore, cut: in
         read_clips(store, path)
     store.put(path, to_parquet([CheckpointRecord(step=4, files=())]))
     with pytest.raises(
-        CorruptData, match=r"catalog.parquet is damaged .*Field required; and 16 more"
+        CorruptData, match=r"catalog.parquet is damaged .*Field required; and 17 more"
     ):
         read_clips(store, path)
 
@@ -166,5 +166,5 @@ def test_no_other_module_decodes_a_stored_record(file: Path) -> None:
     ]
     used = [name for name in found if {name, name.rpartition(".")[2]} & decoders]
     if path == "records.py":  # where `Record.from_json` is defined
-        used.remove("cls.model_validate_json")
+        used = [name for name in used if name not in ("cls.model_validate_json", "json.loads")]
     assert path == "stored.py" or not used

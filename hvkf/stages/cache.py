@@ -286,6 +286,7 @@ def commit(plan: Plan, store: Store) -> Summary:
         number=number,
         plan=digest(inputs),
         catalog=str(plan.inputs["catalog"]),
+        catalog_sha256=catalog.hash_catalog(store, str(plan.inputs["catalog"])),
         segments=tuple(record.segment_id for record in used),
         masked=tuple(_masked(used, wanted)),
         num_items=sum(item.key in wanted for record in used for item in record.items),

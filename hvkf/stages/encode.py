@@ -6,7 +6,7 @@ Reads the newest commit of the data set's scenes and the checkpoint's VAE and te
 
 from collections.abc import Sequence
 
-from hvkf import ledger
+from hvkf import catalog, ledger
 from hvkf.config import Config
 from hvkf.model_source import TEXT_PARTS, model_identity
 from hvkf.records import DatasetCommit, Part, Plan, Summary, digest
@@ -127,6 +127,7 @@ def commit(plan: Plan, store: Store) -> Summary:
         number=previous.number + 1 if previous is not None else 1,
         plan=plan.digest,
         catalog=str(plan.inputs["catalog"]),
+        catalog_sha256=catalog.hash_catalog(store, str(plan.inputs["catalog"])),
         segments=tuple(segments),
         masked=tuple(plan.inputs["masked"]),
         num_items=num_items,

@@ -11,6 +11,7 @@ from hvkf import ledger
 from hvkf.catalog import read_clips
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists, BadInput
+from hvkf.journal import note_completed
 from hvkf.records import (
     Part,
     Plan,
@@ -185,11 +186,13 @@ def commit(plan: Plan, store: Store) -> Summary:
     ledger.check_failures(failures, len(rendered), limit, "evaluate.max_failed_fraction")
     metrics = summarise(work, Settings.model_validate(plan.inputs["settings"]), rendered)
     rule = Config.model_validate(plan.config).gate
-    write_report(store, f"{work.root}/report.html", metrics, rule)
+    report = write_report(store, f"{work.root}/report.html", metrics, rule)
+    metrics = metrics.model_copy(update={"files": (report,)})
     try:
         store.put_new(path, metrics.to_json())
     except AlreadyExists:
         metrics = read_record(store, path, Metrics)
+    note_completed(store, path)
     return _summary(metrics, work.root, reused=False)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from hvkf.code_version import code_version
 from hvkf.errors import AlreadyExists, BadInput
+from hvkf.journal import note_completed
 from hvkf.loras import resolve_lora
 from hvkf.records import FORMAT_VERSION, Record, digest
 from hvkf.registry import FOLDER, Version, find_registered
@@ -267,6 +268,7 @@ def _put_decision(store: Store, decision: Decision) -> str:
         store.put_new(path, decision.to_json())
     except AlreadyExists:
         return path
+    note_completed(store, path)
     return path
 
 

@@ -154,7 +154,10 @@ class Comparison(Record):
 
 
 class Metrics(Record):
-    """What an evaluation found; its presence says that the evaluation is done."""
+    """What an evaluation found; its presence says that the evaluation is done.
+
+    `files` is the report beside it; older records lack it.
+    """
 
     format_version: int = FORMAT_VERSION
     run_id: str
@@ -172,6 +175,7 @@ class Metrics(Record):
     comparisons: tuple[Comparison, ...] = ()
     pairs: tuple[PairMetrics, ...]
     failures: tuple[Failure, ...]
+    files: tuple[FileEntry, ...] = ()
 
 
 def pair_path(root: str, key: str) -> str:

@@ -3,13 +3,14 @@
 from pathlib import PurePosixPath
 from typing import Any
 
+from hvkf.records import FileEntry
 from hvkf.settings.evaluation import GateConfig
 from hvkf.stages.evaluate_gate import verdict_on
 from hvkf.stages.evaluate_records import Metrics, PairMetrics
 from hvkf.stages.pages import data_uri, render_page
 from hvkf.stages.pictures import as_data_uri, curves
 from hvkf.storage import Store
-from hvkf.stored import read_object
+from hvkf.stored import put_file, read_object
 from hvkf.training.runs import result_path
 
 PLACES = {"first": "First frame", "last": "Last frame", "clip": "Whole clip"}
@@ -27,7 +28,7 @@ SUSPICIOUS_SHARE = 0.9
 """Above it a clip is called frozen, or a cross-fade, unless the truth is so too."""
 
 
-def write_report(store: Store, path: str, metrics: Metrics, rule: GateConfig) -> None:
+def write_report(store: Store, path: str, metrics: Metrics, rule: GateConfig) -> FileEntry:
     """Write the report: one HTML file that holds its pictures and videos itself.
 
     Args:
@@ -48,7 +49,7 @@ def write_report(store: Store, path: str, metrics: Metrics, rule: GateConfig) ->
         registry=rule.registry,
         curves=_curves(store, metrics.run_id),
     )
-    store.put(path, page)
+    return put_file(store, path, page)
 
 
 def _likeness(pair: PairMetrics) -> tuple[float, str]:

@@ -166,11 +166,13 @@ class _Importer:
             return self._summary(self._previous, path, reused=True)
         before = self._previous.segments if self._previous is not None else ()
         segments = (*before, *(record.segment_id for record in self._segments))
+        catalog_path = self._put_catalog()
         record = DatasetCommit(
             dataset=self._dataset,
             number=self._previous.number + 1 if self._previous is not None else 1,
             plan=_plan_of(segments),
-            catalog=self._put_catalog(),
+            catalog=catalog_path,
+            catalog_sha256=catalog.hash_catalog(self._store, catalog_path),
             segments=segments,
             masked=self._previous.masked if self._previous is not None else (),
             num_items=self._num_taken + len(self._known),

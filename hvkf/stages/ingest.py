@@ -15,6 +15,7 @@ from hvkf.records import (
     CatalogCommit,
     Clip,
     Failure,
+    FileEntry,
     Part,
     Plan,
     Record,
@@ -30,8 +31,8 @@ from hvkf.stages.ingest_sources import (
     source_stat,
 )
 from hvkf.stages.ingest_splits import decide_splits
-from hvkf.storage import Store
-from hvkf.stored import read_named
+from hvkf.storage import Store, object_sha256
+from hvkf.stored import put_file, read_named
 from hvkf.table_files import read_file
 from hvkf.tables import TableRow, parse_table
 
@@ -69,7 +70,7 @@ class ScanRecord(Record):
     scans: tuple[VideoScan, ...]
 
 
-class _Ingested(Record):
+class Ingested(Record):
     """What a commit of ingest remembers beside the catalog, so that the next looks only at news."""
 
     scans: tuple[VideoScan, ...]
@@ -110,11 +111,11 @@ def _tasks(rows: Iterable[TableRow], sources: Store) -> list[VideoTask]:
     return tasks
 
 
-def _previous(store: Store, dataset: str) -> tuple[CatalogCommit | None, _Ingested]:
+def _previous(store: Store, dataset: str) -> tuple[CatalogCommit | None, Ingested]:
     commit = ledger.latest_commit(store, catalog.commits_folder(dataset), CatalogCommit)
     if commit is None:
-        return None, _Ingested(scans=(), splits={})
-    return commit, read_named(store, commit.videos, _Ingested)
+        return None, Ingested(scans=(), splits={})
+    return commit, read_named(store, commit.videos, Ingested)
 
 
 def plan(config: Config, store: Store) -> Plan:
@@ -215,7 +216,7 @@ def commit(plan: Plan, store: Store) -> Summary:
         raise BadInput(f"{ingest.metadata}: not one video can be used: {reasons}.")
     kept = tuple(scan for _, scan in sorted(current.items()) if scan is not None)
     return _put(
-        store, ingest, clips, failures, _Ingested(scans=kept, splits=splits), previous_commit
+        store, ingest, clips, failures, Ingested(scans=kept, splits=splits), previous_commit
     )
 
 
@@ -280,7 +281,7 @@ def _put(
     config: IngestConfig,
     clips: list[Clip],
     failures: list[Failure],
-    ingested: _Ingested,
+    ingested: Ingested,
     previous: CatalogCommit | None,
 ) -> Summary:
     content = digest([[clip.model_dump() for clip in clips], [f.model_dump() for f in failures]])
@@ -291,10 +292,14 @@ def _put(
         "sources": len({clip.source_sha256 for clip in clips}),
         "refused": [failure.model_dump() for failure in failures],
     }
-    store.put(f"{folder}/catalog.parquet", catalog.to_parquet(clips))
     store.put(f"{folder}/videos.json", ingested.to_json())
-    store.put(f"{folder}/report.json", json.dumps(report, indent=2).encode())
     reused = previous is not None and previous.catalog == f"{folder}/catalog.parquet"
+    known = previous.files if previous is not None and reused else ()
+    files = (
+        _put_once(store, f"{folder}/catalog.parquet", catalog.to_parquet(clips), known),
+        _put_once(store, f"{folder}/report.json", json.dumps(report, indent=2).encode(), known),
+    )
+    reused &= known in ((), files)
     if not reused:
         record = CatalogCommit(
             dataset=config.dataset,
@@ -303,6 +308,7 @@ def _put(
             videos=f"{folder}/videos.json",
             num_clips=len(clips),
             num_failed=len(failures),
+            files=files,
         )
         ledger.put_commit(store, catalog.commits_folder(config.dataset), record)
     held_out = sum(clip.split == "holdout" for clip in clips)
@@ -316,3 +322,14 @@ def _put(
         counts={"clips": len(clips), "refused": len(failures), "held_out": held_out},
         links={"report": f"{folder}/report.json"},
     )
+
+
+def _put_once(store: Store, path: str, data: bytes, known: Iterable[FileEntry]) -> FileEntry:
+    """Write an object unless it is there as the newest commit recorded it.
+
+    Another version of Arrow writes other bytes of the same rows.
+    """
+    recorded = [entry for entry in known if path.endswith(f"/{entry.name}")]
+    if recorded and store.exists(path) and object_sha256(store, path) == recorded[0].sha256:
+        return recorded[0]
+    return put_file(store, path, data)

@@ -6,6 +6,7 @@ import socket
 
 from hvkf.errors import BadInput
 from hvkf.loras import Lora, local_lora_file
+from hvkf.records import FileEntry
 from hvkf.registry import (
     CARD_NAME,
     Candidate,
@@ -16,6 +17,7 @@ from hvkf.registry import (
 )
 from hvkf.stages.model_card import SAMPLES_NAME, draw_samples, model_card
 from hvkf.storage import Store
+from hvkf.stored import put_file
 from hvkf.training.runs import read_run
 
 RUN_NAME = "run.json"
@@ -65,11 +67,13 @@ def put_into_use(
     keep_lora(store, file, candidate.lora_sha256)
     run = None if lora.run_id is None else read_run(store, lora.run_id)
     folder = lora_folder(candidate.lora_sha256)
+    files: list[FileEntry] = []
     samples = draw_samples(store, candidate.evaluation)
     if samples is not None:
-        store.put(f"{folder}/{SAMPLES_NAME}", samples)
+        files.append(put_file(store, f"{folder}/{SAMPLES_NAME}", samples))
     card = model_card(name, candidate, run, has_samples=samples is not None)
-    store.put(f"{folder}/{CARD_NAME}", card.encode())
+    files.append(put_file(store, f"{folder}/{CARD_NAME}", card.encode()))
     if run is not None:
-        store.put(f"{folder}/{RUN_NAME}", run.to_json())
-    return promote(store, name, candidate, over=over)
+        files.append(put_file(store, f"{folder}/{RUN_NAME}", run.to_json()))
+    kept = candidate.model_copy(update={"files": tuple(files)})
+    return promote(store, name, kept, over=over)

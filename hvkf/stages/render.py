@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from hvkf import ledger
 from hvkf.config import Config
 from hvkf.errors import AlreadyExists
+from hvkf.journal import note_completed
 from hvkf.loras import Lora
 from hvkf.records import Failure, Part, Plan, Record, Summary, digest
 from hvkf.settings.rendering import RenderConfig
@@ -159,6 +160,7 @@ def commit(plan: Plan, store: Store) -> Summary:
         store.put_new(f"{root}/record.json", record.to_json())
     except AlreadyExists:
         record = read_record(store, f"{root}/record.json", ManifestRecord)
+    note_completed(store, f"{root}/record.json")
     return _summary(record, root, reused=False)
 
 

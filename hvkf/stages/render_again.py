@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from hvkf.journal import delete_record
 from hvkf.records import Failure
 from hvkf.stages.render_claims import forget_claims
 from hvkf.stages.render_records import LEDGER, RenderRecord, record_path
@@ -38,7 +39,7 @@ def forget_failures(store: Store, root: str, identities: Iterable[str]) -> None:
         root: The manifest's folder; it counts as unfinished from now on.
         identities: Rows whose records hold a failure.
     """
-    store.delete(f"{root}/record.json")
+    delete_record(store, f"{root}/record.json")
     for identity in identities:
         # The record goes last: a row without it and with three tries would be set aside again.
         forget_claims(store, identity)

@@ -82,7 +82,10 @@ class RenderRecord(Record):
 
 
 class ManifestRecord(Record):
-    """The word that a manifest is done; put last."""
+    """The word that a manifest is done; put last.
+
+    `files` are its planned rows, results and gallery; older records lack them.
+    """
 
     format_version: int = FORMAT_VERSION
     num_rows: int
@@ -90,6 +93,7 @@ class ManifestRecord(Record):
     num_marked: int = 0
     results: str
     gallery: str
+    files: tuple[FileEntry, ...] = ()
 
 
 class ResultRow(Record):

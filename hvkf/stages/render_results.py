@@ -31,7 +31,7 @@ from hvkf.stages.render_records import (
 from hvkf.stages.render_rows_file import PlannedRow, read_all_rows
 from hvkf.stages.render_tasks import retry_of
 from hvkf.storage import Store
-from hvkf.stored import read_record
+from hvkf.stored import put_file, read_record, stored_file
 
 logger = logging.getLogger(__name__)
 NUM_READERS = 32
@@ -85,19 +85,22 @@ def write_results(plan: Plan, config: Config, store: Store) -> tuple[ManifestRec
             ]
             results.add(found)
             gallery.add(found)
+    page = render_page(
+        "gallery.html.j2", num_rows=num_rows, num_failed=len(failures), renders="../../renders"
+    )
     record = ManifestRecord(
         num_rows=num_rows,
         num_failed=len(failures),
         num_marked=num_marked,
         results=f"{root}/results.parquet",
         gallery=f"{root}/index.html",
+        files=(
+            stored_file(store, rows_file),
+            put_file(store, f"{root}/results.parquet", results.file()),
+            put_file(store, f"{root}/gallery.js", gallery.script()),
+            put_file(store, f"{root}/index.html", page),
+        ),
     )
-    store.put(record.results, results.file())
-    store.put(f"{root}/gallery.js", gallery.script())
-    page = render_page(
-        "gallery.html.j2", num_rows=num_rows, num_failed=len(failures), renders="../../renders"
-    )
-    store.put(record.gallery, page)
     return record, failures
 
 

@@ -127,7 +127,7 @@ def store_video(
             files.append(put_frame(store, prefix, f"frames/{number:05d}.png", frame))
     if made_with.render.keep_latents:
         files.append(put_tensor(store, prefix, LATENTS_NAME, one.latents))
-    files.append(put_bytes(store, prefix, DESCRIPTION_NAME, description.to_json()))
+    files.append(put_bytes(store, prefix, DESCRIPTION_NAME, f"{settings}\n".encode()))
     return RenderRecord(
         identity=task.identity,
         files=tuple(files),

@@ -16,7 +16,7 @@ from hvkf.model.lora_file import save_lora
 from hvkf.records import CheckpointRecord, FileEntry, canonical_json
 from hvkf.scratch import scratch_folder
 from hvkf.storage import Store, explain_full_disk, file_sha256
-from hvkf.stored import decode_json
+from hvkf.stored import read_json
 from hvkf.stored_kinds import fix_of
 from hvkf.training.runs import COMMIT_NAME, read_checkpoint, run_folder, step_name
 from hvkf.training.state import Tensors
@@ -46,8 +46,18 @@ def save_checkpoint(
     snapshot: Snapshot,
     *,
     alpha: float,
+    losses_sha256: str | None = None,
 ) -> CheckpointRecord:
-    """Write a checkpoint; one of the same step that is there is replaced, its record first."""
+    """Write a checkpoint; one of the same step that is there is replaced, its record first.
+
+    Args:
+        store: The workspace.
+        run_id: The run.
+        step: After how many optimizer steps.
+        snapshot: What is written.
+        alpha: The LoRA's alpha.
+        losses_sha256: Of the losses up to this step; see `hvkf.training.losses.write_losses`.
+    """
     prefix = f"{run_folder(run_id)}/{step_name(step)}"
     store.delete(f"{prefix}/{COMMIT_NAME}")
     with scratch_folder("train") as folder:
@@ -61,7 +71,7 @@ def save_checkpoint(
             entry = FileEntry(name=file.name, sha256=file_sha256(file), size=file.stat().st_size)
             files.append(entry)
             store.take(file, f"{prefix}/{file.name}")
-    record = CheckpointRecord(step=step, files=tuple(files))
+    record = CheckpointRecord(step=step, files=tuple(files), losses_sha256=losses_sha256)
     store.put(f"{prefix}/{COMMIT_NAME}", record.to_json())
     return record
 
@@ -81,7 +91,7 @@ def load_checkpoint(store: Store, run_id: str, step: int) -> Snapshot:
         if entry.name == STATE_NAME:
             with _local_copy(store, prefix, entry) as file:
                 where = f"{store.url}/{prefix}/{entry.name}"
-                values = decode_json(file.read_bytes(), where, fix_of(f"{prefix}/{entry.name}"))
+                values = read_json(file.read_bytes(), where, fix_of(f"{prefix}/{entry.name}"))
         elif name in TENSOR_FILES:
             with _local_copy(store, prefix, entry) as file:
                 tensors[name] = safetensors.torch.load_file(file)

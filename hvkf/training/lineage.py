@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hvkf.catalog import newest_catalog, read_clips
+from hvkf.journal import note_completed
 from hvkf.loras import Lora
 from hvkf.records import FORMAT_VERSION, Record
 from hvkf.storage import Store
@@ -52,6 +53,7 @@ def write_lineage(store: Store, run_id: str, sources: Mapping[str, Any], lora: L
             unknown |= set(before.unknown)
     record = TrainedOn(sources=tuple(sorted(found)), unknown=tuple(sorted(unknown)))
     store.put(lineage_path(run_id), record.to_json())
+    note_completed(store, lineage_path(run_id))
 
 
 def read_lineage(store: Store, run_id: str) -> TrainedOn | None:

@@ -12,6 +12,7 @@ from hvkf.ahead import ahead
 from hvkf.config import Config
 from hvkf.distributed import exit_code_recorded, is_first_of_node
 from hvkf.errors import BadInput, Stopped, TryAgain
+from hvkf.journal import note_completed
 from hvkf.loras import Lora, local_lora_file
 from hvkf.progress import Progress, progress
 from hvkf.records import RunRecord, TrainResult, digest
@@ -271,9 +272,14 @@ class Loop:
         def write() -> None:
             assert snapshot is not None
             run_id = self._run.run_id
-            write_losses(self._store, run_id, self._figures.rows)
-            alpha = self._config.network.lora_alpha
-            save_checkpoint(self._store, run_id, step, snapshot, alpha=alpha)
+            save_checkpoint(
+                self._store,
+                run_id,
+                step,
+                snapshot,
+                alpha=self._config.network.lora_alpha,
+                losses_sha256=write_losses(self._store, run_id, self._figures.rows),
+            )
             upload_logs(self._accelerator, self._store, run_id, self._logs)
             self._drop_stale(step)
 
@@ -307,6 +313,7 @@ class Loop:
             validation_loss=last_validation(self._figures.rows),
         )
         self._store.put(result_path(run_id), result.to_json())
+        note_completed(self._store, result_path(run_id))
 
 
 def _begin(work: Work, store: Store) -> None:

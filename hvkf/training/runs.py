@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from hvkf.errors import AlreadyExists, BadInput
+from hvkf.journal import note_completed
 from hvkf.records import CheckpointRecord, RunRecord, TrainResult
 from hvkf.storage import Store
 from hvkf.stored import read_record
@@ -53,6 +54,7 @@ def begin_run(store: Store, run: RunRecord) -> None:
         begun = read_run(store, run.run_id)
         assert begun is not None
         check_same_work(begun, run)
+    note_completed(store, f"{run_folder(run.run_id)}/run.json")
 
 
 def step_name(step: int) -> str:

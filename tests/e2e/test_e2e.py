@@ -115,8 +115,8 @@ def test_the_pipeline_runs_from_its_form_to_the_videos(
     prefect.wait(run, "COMPLETED")
     store = open_store(deployed.workspace)
     assert [path for path in store.list("renders") if path.endswith(".mp4")]
-    count, faults = verify_workspace(store)
-    assert (count > 0, faults) == (True, [])
+    found = verify_workspace(store)
+    assert (found.num_objects > 0, found.faults) == (True, [])
     stages = ("ingest", "cache", "encode", "train", "evaluate", "render")
     assert {f"{stage}-summary" for stage in stages} <= prefect.artifacts(run)
 
@@ -238,6 +238,6 @@ def test_the_chain_survives_a_deleted_pod_a_drained_node_and_a_cancelled_command
     finish(render)
 
     store = open_store(config.workspace)
-    count, faults = verify_workspace(store)
-    assert (count > 0, faults) == (True, [])
+    found = verify_workspace(store)
+    assert (found.num_objects > 0, found.faults) == (True, [])
     assert [path for path in store.list("renders") if path.endswith(".mp4")]
