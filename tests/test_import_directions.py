@@ -55,6 +55,7 @@ LEVELS = [
     {
         "hvkf.storage",
         "hvkf.storage_s3",
+        "hvkf.media",
         "hvkf.video",
         "hvkf.lossless_video",
         "hvkf.keyframe_images",
