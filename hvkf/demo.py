@@ -116,7 +116,7 @@ def _write_dataset(folder: Path) -> None:
 
 def _write_manifest(folder: Path, videos: Path) -> Path:
     """Take the ends of shapes that no training saw, and two frames of each real clip, as pairs."""
-    from hvkf.video import write_png
+    from hvkf.media.writing import write_png
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -18,12 +18,12 @@ from hvkf.buckets import Bucket
 from hvkf.errors import BadInput
 from hvkf.keyframe_images import MAX_FILE_BYTES, decode_keyframe, look_at, shown_name
 from hvkf.loras import local_lora_file, resolve_lora
+from hvkf.media.writing import write_mp4
 from hvkf.model.renderer import Renderer
 from hvkf.progress import progress
 from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import TEMPORARY_PREFIX, Store
 from hvkf.user_files import expanded, explain_unreadable, read_regular
-from hvkf.video import write_mp4
 
 logger = logging.getLogger(__name__)
 FPS = 24

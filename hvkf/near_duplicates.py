@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hvkf.records import Reading
+
 HASHED_AT = (0.1, 0.35, 0.65, 0.9)
 """Where in a video frames are hashed: not at its ends, which fade from and to black."""
 HASH_SIDE = 8
@@ -19,8 +21,10 @@ MAX_APART = 0.08
 ROWS_AT_ONCE = 4096
 
 
-def perceptual_hash(file: Path, num_frames: int) -> str:
-    """Hash a video's frames at four places; decodes it up to the last of them.
+def perceptual_hash(file: Path, num_frames: int, reading: Reading) -> str:
+    """Hash a video's frames, read as `reading` says, at four places.
+
+    Decodes it up to the last of them.
 
     Raises:
         MediaFault: a frame cannot be decoded.
@@ -31,7 +35,7 @@ def perceptual_hash(file: Path, num_frames: int) -> str:
 
     places = [min(num_frames - 1, int(share * num_frames)) for share in HASHED_AT]
     bits = {}
-    for place, frame in decode_frames(file, places):
+    for place, frame in decode_frames(file, places, reading):
         bgr = np.ascontiguousarray(frame[..., ::-1])
         bits[place] = HashDetector.hash_frame(bgr, HASH_SIDE, THUMBNAIL_FACTOR)
     return "".join(np.packbits(bits[place]).tobytes().hex() for place in places)

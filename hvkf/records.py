@@ -92,11 +92,55 @@ class Failure(Record):
     source: str
 
 
+class Note(Record):
+    """One thing that was chosen or noticed in reading a file: `code` is its kind."""
+
+    code: str
+    message: str
+
+
+class Reading(Record):
+    """How a video's pictures are read where that is not plain: what ingest chose, cache follows.
+
+    All fields are empty for a square-pixel, progressive, opaque, standard-range video whose first
+    track is read as its tags say.
+
+    Attributes:
+        track: The video track that is read, counted from 0 without covers.
+        aspect: Width to height of a stored pixel, such as `64:45`.
+        matrix: `bt601`, `bt709` or `bt2020`, assumed where the file names none.
+        transfer: `pq`, `hlg` or another curve whose light is mapped to standard range.
+        primaries: The wide gamut that is mapped to BT.709's.
+        fields: How fields are made frames: `flagged` (those of frames flagged as interlaced), or
+            all, the top (`tff`) or the bottom field (`bff`) being the first.
+        alpha: `white`, which shows where pictures are transparent.
+        decoder: The decoder, where the usual one does not see transparency.
+    """
+
+    track: int = 0
+    aspect: str = ""
+    matrix: Literal["", "bt601", "bt709", "bt2020"] = ""
+    transfer: Literal["", "pq", "hlg", "linear"] = ""
+    primaries: Literal["", "bt2020", "dci-p3", "display-p3"] = ""
+    fields: Literal["", "flagged", "tff", "bff"] = ""
+    alpha: Literal["", "white"] = ""
+    decoder: str = ""
+
+    @property
+    def identity(self) -> list[object]:
+        """What identities of what is read this way hold: nothing when it is plain."""
+        changed = self.model_dump(exclude_defaults=True)
+        return [changed] if changed else []
+
+
 class Clip(Record):
     """A row of the catalog: a stretch of one source video, and its caption.
 
     Frames are counted after resampling to `fps`; `start` and `end` are the cut in frames of the
-    *source*, end excluded. `width` and `height` are as displayed, rotation applied.
+    *source*, end excluded. `width` and `height` are as displayed: by the pixels' aspect ratio, then
+    turned. `frames` lists the source frames that resampling takes, counted from `start`, where the
+    frame rate is variable; it is empty where `source_fps` says as much. `notes` says what was
+    chosen in reading the file.
     """
 
     clip_id: str
@@ -113,6 +157,15 @@ class Clip(Record):
     height: int
     duration_s: float
     split: Literal["train", "holdout"]
+    is_variable_fps: bool = False
+    frames: tuple[int, ...] = ()
+    reading: Reading = Reading()
+    notes: str = ""
+
+    @property
+    def reading_identity(self) -> list[object]:
+        """What tells this clip from one that is read plainly; empty for such a one."""
+        return [*self.reading.identity, *([digest(list(self.frames))] if self.frames else [])]
 
 
 class FileEntry(Record):

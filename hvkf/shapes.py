@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvkf.errors import BadInput
+from hvkf.media.writing import write_mp4
 from hvkf.seeds import seed_for
-from hvkf.video import write_mp4
 
 Array = NDArray[np.float64]
 

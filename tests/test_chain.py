@@ -124,7 +124,8 @@ def test_the_whole_chain_runs_as_one_flow_and_then_finds_everything_done(
     tmp_path: Path, metadata: Path
 ) -> None:
     pair = metadata.parent / "pairs.csv"
-    from hvkf.video import decode_frames, write_png
+    from hvkf.media.writing import write_png
+    from hvkf.video import decode_frames
 
     for name, (_, frame) in zip(
         ("a.png", "b.png"),

@@ -10,12 +10,13 @@ from hvkf import ledger
 from hvkf.cli import stage_module
 from hvkf.config import Config
 from hvkf.errors import CorruptData
+from hvkf.media.writing import write_png
 from hvkf.records import Summary
 from hvkf.shards import Segment
 from hvkf.stages.cache import SCENES_ROOT
 from hvkf.storage import Store, open_folder, open_store
 from hvkf.verify import verify_workspace
-from hvkf.video import decode_frames, write_png
+from hvkf.video import decode_frames
 from tests.s3_faults import FaultyS3, faulty_s3, random_faults
 from tests.s3_server import S3Service
 from tests.workspaces import TINY, small_config, write_dataset

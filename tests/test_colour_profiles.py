@@ -32,7 +32,11 @@ def noise(mode: str) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_the_colours_of_a_phones_screen_become_srgb(kind: str) -> None:
-    options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100}}
+    options: dict[str, dict[str, object]] = {
+        "JPEG": {"quality": 100},
+        "WEBP": {"lossless": True},
+        "AVIF": {"quality": 100},
+    }
     image = Image.new("RGB", (64, 64), GREEN)
     data = encoded(image, kind, icc_profile=icc.display_p3(), **options.get(kind, {}))
     expected = converted(image, icc.display_p3()).getpixel((9, 9))

@@ -19,6 +19,7 @@ from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.infer import Request, infer
 from hvkf.lossless_video import unpack_frames
+from hvkf.media.writing import write_png
 from hvkf.model import renderer as renderer_module
 from hvkf.model.flow_matching import drop_captions, sample_losses, sample_sigmas
 from hvkf.model.loading import load_transformer
@@ -40,7 +41,7 @@ from hvkf.training.dataset import Draw, LatentReader, TrainSamples
 from hvkf.training.items import find_sources, read_items
 from hvkf.training.optimizers import make_optimizer
 from hvkf.training.runs import choose_checkpoint, list_checkpoints, parse_step, step_name
-from hvkf.video import decode_frames, write_png
+from hvkf.video import decode_frames
 from tests.workspaces import GOLDEN, TINY, small_config, write_clip, write_table
 
 STAGES = (ingest, cache, encode)

@@ -58,6 +58,7 @@ LEVELS = [
         "hvkf.storage",
         "hvkf.storage_s3",
         "hvkf.s3_errors",
+        "hvkf.media",
         "hvkf.video",
         "hvkf.lossless_video",
         "hvkf.keyframe_images",

@@ -12,15 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvkf import video
-from hvkf.video import (
-    MediaFault,
-    VideoInfo,
-    decode_frames,
-    probe,
-    resample_indices,
-    write_mp4,
-)
+from hvkf.media import frames as frames_module
+from hvkf.media.errors import MediaFault
+from hvkf.media.timing import resample_indices
+from hvkf.media.writing import write_mp4
+from hvkf.records import Reading
+from hvkf.video import VideoInfo, decode_frames, probe
 from tests.videos import Frames, encode, in_one_folder, moving_frames, noise, real_clips
 
 
@@ -37,25 +34,43 @@ def lossless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Frames]:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "height", "fps", "num_frames"),
+    ("name", "size", "fps", "num_frames", "reading", "kinds"),
     [
-        ("bigbuckbunny.mp4", 1280, 720, Fraction(25), 132),
-        ("bikes.mp4", 640, 272, Fraction(25), 250),
-        ("carphone_pristine.mp4", 176, 144, Fraction(30000, 1001), 120),
+        ("bigbuckbunny.mp4", (1280, 720), Fraction(25), 132, {"matrix": "bt709"}, ["untagged"]),
+        ("bikes.mp4", (640, 272), Fraction(25), 250, {}, ["untagged"]),
+        (
+            # Stored as 176x144, in pixels of 128:117.
+            "carphone_pristine.mp4",
+            (193, 144),
+            Fraction(30000, 1001),
+            120,
+            {"aspect": "128:117"},
+            ["pixel-aspect", "untagged"],
+        ),
     ],
 )
 def test_real_clips_are_probed(
-    clips: Path, name: str, width: int, height: int, fps: Fraction, num_frames: int
+    clips: Path,
+    name: str,
+    size: tuple[int, int],
+    fps: Fraction,
+    num_frames: int,
+    reading: dict[str, str],
+    kinds: list[str],
 ) -> None:
-    assert probe(clips / name) == VideoInfo(
-        width=width,
-        height=height,
+    info = probe(clips / name)
+    assert [note.code for note in info.notes] == kinds
+    assert info == VideoInfo(
+        width=size[0],
+        height=size[1],
         fps=fps,
         num_frames=num_frames,
         duration_s=float(num_frames / fps),
         codec="h264",
         is_rotated=False,
         is_variable_fps=False,
+        reading=Reading.model_validate(reading),
+        notes=info.notes,
     )
 
 
@@ -178,13 +193,13 @@ def test_only_wanted_frames_are_converted(
     lossless: tuple[Path, Frames], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted: list[object] = []
-    original = video._pixels
+    original = frames_module.pixels
 
     def counted(frame: av.VideoFrame) -> Frames:
         converted.append(frame)
         return original(frame)
 
-    monkeypatch.setattr(video, "_pixels", counted)
+    monkeypatch.setattr(frames_module, "pixels", counted)
     assert len(list(decode_frames(lossless[0], [2, 17]))) == 2
     assert len(converted) == 2
 
@@ -261,7 +276,7 @@ def test_pixels_are_converted_without_a_bias(clips: Path) -> None:
     blue = luma + 1.772 * 255 / 224 * cb
     green = (luma - 0.299 * red - 0.114 * blue) / 0.587
     expected = np.clip(np.stack([red, green, blue], axis=-1), 0, 255)
-    ((_, pixels),) = decode_frames(clips / "carphone_pristine.mp4", [0])
+    ((_, pixels),) = decode_frames(clips / "carphone_pristine.mp4", [0], Reading())
     assert np.abs((pixels - expected).mean(axis=(0, 1))).max() < 0.1
 
 

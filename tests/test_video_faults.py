@@ -12,14 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvkf.errors import BadInput
-from hvkf.video import (
-    MediaFault,
-    decode_frames,
-    probe,
-    split_scenes,
-    write_mp4,
-    write_png,
-)
+from hvkf.media.errors import MediaFault
+from hvkf.media.scenes import split_scenes
+from hvkf.media.writing import write_mp4, write_png
+from hvkf.video import decode_frames, probe
 from tests.videos import add_sound, encode, in_one_folder, moving_frames, noise, real_clips
 
 

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvkf.video import (
-    split_scenes,
-)
+from hvkf.media.scenes import split_scenes
 from tests.videos import encode, in_one_folder, moving_frames, real_clips
 
 

@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 
 from hvkf.errors import BadInput, DiskFull
-from hvkf.video import (
-    decode_frames,
-    probe,
-    write_mp4,
-    write_png,
-)
+from hvkf.media.writing import write_mp4, write_png
+from hvkf.video import decode_frames, probe
 from tests.videos import moving_frames, noise
 
 

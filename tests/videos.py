@@ -4,13 +4,17 @@ import importlib.util
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import pytest
+from av.codec.context import Flags
+from av.video.reformatter import ColorRange, Colorspace
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
+
+from hvkf.media.fields import filtered
 
 Frames = NDArray[np.uint8]
 
@@ -66,6 +70,69 @@ def encode(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+class Tags(NamedTuple):
+    """What a video's headers say of its pictures, as libav's numbers; 2 is unspecified."""
+
+    matrix: int = 1
+    range: int = 1
+    primaries: int = 1
+    transfer: int = 1
+
+
+BT709 = Tags()
+UNTAGGED = Tags(2, 0, 2, 2)
+
+
+def encode_tagged(
+    path: Path,
+    frames: Frames,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv444p",
+    *,
+    tags: Tags = BT709,
+    aspect: Fraction | None = None,
+    fields: str = "",
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Write a video whose headers say this; `fields` is tff or bff for libx264.
+
+    Frames of four channels are RGBA.
+    """
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=24, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pix_fmt
+        context = stream.codec_context
+        context.thread_count = 1
+        context.colorspace, context.color_range = tags.matrix, tags.range
+        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+        if codec == "libx264":
+            context.options = {"crf": "1", **(options or {})}
+        if codec == "libvpx":
+            context.options = {"auto-alt-ref": "0"}  # which knows no transparency
+        if aspect is not None:
+            context.sample_aspect_ratio = aspect
+        if fields:
+            context.flags |= Flags.interlaced_dct
+        coded = (_as_yuv(pixels, pix_fmt, tags) for pixels in frames)
+        # The encoder goes by the frames' own flags, which PyAV cannot set.
+        flagged = filtered(coded, "setfield", fields) if fields else coded
+        for number, frame in enumerate(flagged):
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _as_yuv(pixels: Frames, pix_fmt: str, tags: Tags) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(pixels, "rgba" if pixels.shape[2] == 4 else "rgb24")
+    matrix = {1: Colorspace.ITU709, 9: Colorspace.BT2020}.get(tags.matrix, Colorspace.ITU601)
+    wanted = ColorRange.JPEG if tags.range == 2 else ColorRange.MPEG
+    converted = frame.reformat(format=pix_fmt, dst_colorspace=matrix, dst_color_range=wanted)
+    converted.colorspace, converted.color_range = tags.matrix, tags.range
+    return converted
 
 
 def add_sound(container: Any) -> None:

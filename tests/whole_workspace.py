@@ -7,13 +7,14 @@ from hvkf.cli import stage_module
 from hvkf.config import Config
 from hvkf.loras import resolve_lora
 from hvkf.manifest import keep_pasted_rows
+from hvkf.media.writing import write_png
 from hvkf.nightly import Night
 from hvkf.stages import render
 from hvkf.stages.evaluate_gate import gate
 from hvkf.stages.promotion import candidate_of, put_into_use
 from hvkf.stages.render_records import manifest_folder
 from hvkf.storage import Store, open_store
-from hvkf.video import decode_frames, write_png
+from hvkf.video import decode_frames
 from tests.workspaces import small_config, write_dataset
 
 STAGES = ("ingest", "cache", "encode", "train", "evaluate")

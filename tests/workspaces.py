@@ -7,7 +7,7 @@ import numpy as np
 
 from hvkf.config import Config
 from hvkf.config_file import check_config
-from hvkf.video import write_mp4
+from hvkf.media.writing import write_mp4
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny_hunyuan"

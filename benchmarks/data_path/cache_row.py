@@ -69,7 +69,9 @@ def limit(
                     bucket = Bucket.parse(item.bucket)
                     for frame in source_frames(clip, item, config):
                         sizes.setdefault(frame, set()).add((bucket.width, bucket.height))
-            for frame, pixels in decode_frames(folder / "data" / clip.source, sorted(sizes)):
+            for frame, pixels in decode_frames(
+                folder / "data" / clip.source, sorted(sizes), clip.reading
+            ):
                 for size in sizes[frame]:
                     resize_to_cover(pixels, *size)
     writing.join()

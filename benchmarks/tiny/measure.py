@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from skimage.color import rgb2hsv
 
 from benchmarks.tiny.train_vae import HELD_OUT_FROM, SEED
+from hvkf.media.writing import write_png
 from hvkf.model.loading import (
     load_scheduler,
     load_text_encoders,
@@ -22,7 +23,6 @@ from hvkf.model.sampler import sample_latents
 from hvkf.model.text import encode_prompts
 from hvkf.model.vae import decode_latents, encode_video, latent_frames, to_pixels_range
 from hvkf.shapes import render_clip
-from hvkf.video import write_png
 
 FIRST_INDEX = HELD_OUT_FROM + 1000
 """Apart also from the clips that training is watched on."""

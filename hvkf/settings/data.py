@@ -49,6 +49,12 @@ class IngestConfig(Section):
         description="Keep videos that show the same on one side: all train, or all are held out. "
         "Decodes each video once more.",
     )
+    interlaced: Literal["deinterlace", "refuse"] = Field(
+        "deinterlace", description="What to do with interlaced videos: deinterlace is bwdif."
+    )
+    hdr: Literal["tonemap", "refuse"] = Field(
+        "tonemap", description="What to do with HDR videos (PQ, HLG): map them to SDR, or refuse."
+    )
     max_failed_fraction: float = Field(
         0.5, ge=0, le=1, description="Fail when more than this share of videos cannot be read."
     )

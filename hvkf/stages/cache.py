@@ -144,7 +144,8 @@ def _notes(clips: Sequence[Clip], assigned: buckets.Assignment) -> Iterable[str]
 
 def _item_key(clip: Clip, bucket: buckets.Bucket, frames: Sequence[int]) -> str:
     cut = [clip.source_sha256, clip.start, clip.end, clip.source_fps, clip.fps]
-    return digest([*cut, str(bucket), list(frames), clip.caption])
+    how = clip.reading_identity  # nothing for clips that are read plainly
+    return digest([*cut, str(bucket), list(frames), clip.caption, *how])
 
 
 def _inputs(config: Config, commit: CatalogCommit) -> dict[str, object]:

@@ -11,13 +11,15 @@ from hvkf import buckets
 from hvkf.ahead import ahead
 from hvkf.config import Config
 from hvkf.lossless_video import FramePacker, join_frames
+from hvkf.media.errors import MediaFault, only_this_file
+from hvkf.media.timing import resample_indices
 from hvkf.records import Clip
 from hvkf.resize import resize_to_cover
 from hvkf.stages.cache import SceneItem
 from hvkf.stages.ingest_sources import UNREADABLE, SourceError, local_file, open_sources
 from hvkf.storage import Store, file_sha256
 from hvkf.user_files import reason_of
-from hvkf.video import MediaFault, decode_frames, resample_indices
+from hvkf.video import decode_frames
 
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]
@@ -137,7 +139,8 @@ def _resize_clips(
         fault = None
         try:
             if items:
-                yield from _resize_clip(config, sources, clip, items)
+                with only_this_file(clip.source):
+                    yield from _resize_clip(config, sources, clip, items)
         except MediaFault as raised:
             fault = raised
         yield _ClipEnd(fault)
@@ -163,7 +166,9 @@ def _resize_clip(
             raise MediaFault(UNREADABLE, f"it cannot be read: {reason_of(error)}") from error
         if found != clip.source_sha256:
             raise MediaFault("changed", "its bytes changed since ingest; run `hvkf ingest` again")
-        decoded = opened.enter_context(closing(ahead(decode_frames(file, sorted(wanted)))))
+        decoded = opened.enter_context(
+            closing(ahead(decode_frames(file, sorted(wanted), clip.reading)))
+        )
         for frame, pixels in decoded:
             samples = wanted.pop(frame)
             sizes = {sample.size for sample in samples}
@@ -175,5 +180,7 @@ def source_frames(clip: Clip, item: SceneItem, config: Config) -> list[int]:
     bucket = buckets.Bucket.parse(item.bucket)
     cache = config.cache
     windows = buckets.windows(clip.num_frames, bucket.num_frames, cache.frames, cache.head_frame)
-    resampled = resample_indices(clip.end - clip.start, clip.source_fps, config.ingest.target_fps)
+    resampled: Sequence[int] = clip.frames or resample_indices(
+        clip.end - clip.start, clip.source_fps, config.ingest.target_fps
+    )
     return [clip.start + resampled[frame] for frame in windows[item.window]]

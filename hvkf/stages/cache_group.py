@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from hvkf import buckets, ledger
 from hvkf.config import Config
+from hvkf.media.errors import MediaFault
 from hvkf.progress import Progress, progress
 from hvkf.records import Clip, Failure
 from hvkf.shards import SegmentWriter
@@ -15,7 +16,6 @@ from hvkf.stages.cache_frames import ClipSamples, ClipWork, PackedVideo
 from hvkf.stages.committing import Committer
 from hvkf.stages.previews import Preview
 from hvkf.storage import Store
-from hvkf.video import MediaFault
 
 COLUMNS = {
     "item_key": "str",

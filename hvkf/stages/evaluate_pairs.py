@@ -1,7 +1,6 @@
 """Rendering held-out pairs on one device: first all without the LoRA, then all with it."""
 
 from collections.abc import Callable, Sequence, Set
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,9 +9,11 @@ import torch
 from hvkf import ledger
 from hvkf.captions import clean_caption
 from hvkf.config import Config
-from hvkf.errors import AlreadyExists
+from hvkf.errors import AlreadyExists, HvkfError
 from hvkf.loras import local_lora_file
 from hvkf.lossless_video import unpack_frames
+from hvkf.media.errors import MediaFault, only_this_file
+from hvkf.media.writing import playable_rate
 from hvkf.model.conditioning import keyframes_of
 from hvkf.model.image_quality import ms_ssim
 from hvkf.model.optical_flow import flow_warp_error
@@ -46,9 +47,9 @@ from hvkf.stages.evaluate_records import (
 from hvkf.stages.render_video import fidelity
 from hvkf.stages.rendered_files import put_frame, put_video
 from hvkf.storage import Store
+from hvkf.user_files import shortened
 
 CRF = 18
-MAX_FPS_DENOMINATOR = 1001
 NUM_OPEN_SEGMENTS = 8
 
 
@@ -101,7 +102,31 @@ class _PairRenderer:
 
     def render_base(self, pair: PairTask) -> PairRecord:
         """Render without the LoRA, and keep the truth, its keyframes and the ceiling."""
-        scene, truth = self._scene(pair)
+        return self._of_pair(pair, self._render_base)
+
+    def render_lora(self, pair: PairTask) -> PairRecord:
+        """Render with the LoRA, from the same noise."""
+        return self._of_pair(pair, self._render_lora)
+
+    def _of_pair(
+        self, pair: PairTask, render: Callable[[PairTask, Sample, torch.Tensor], PairRecord]
+    ) -> PairRecord:
+        """Render a pair; whatever its video makes anything raise is its own failure."""
+        scene = self._segment(pair.segment)[pair.position]
+        try:
+            with only_this_file(scene["source"]):
+                truth = torch.from_numpy(unpack_frames(scene["video"]))
+            return render(pair, scene, truth)
+        except MediaFault as error:
+            code, message = error.code, str(error)
+        except (HvkfError, OSError, MemoryError, ImportError, torch.OutOfMemoryError):
+            raise  # the stage's, not the pair's: storage, room, memory
+        except Exception as error:
+            code, message = "unexpected", f"{type(error).__name__}: {shortened(str(error))}"
+        failure = Failure(code=code, message=message, source=scene["source"])
+        return _record(pair, scene, [], failure=failure)
+
+    def _render_base(self, pair: PairTask, scene: Sample, truth: torch.Tensor) -> PairRecord:
         folder = pair_folder(self._work.base_root, pair.key)
         frames = self._render(pair, scene, truth, "base")
         files = [
@@ -126,9 +151,7 @@ class _PairRenderer:
             truth_motion=measure_motion(truth),
         )
 
-    def render_lora(self, pair: PairTask) -> PairRecord:
-        """Render with the LoRA, from the same noise."""
-        scene, truth = self._scene(pair)
+    def _render_lora(self, pair: PairTask, scene: Sample, truth: torch.Tensor) -> PairRecord:
         frames = self._render(pair, scene, truth, "LoRA")
         if isinstance(frames, Failure):
             return _record(pair, scene, [], failure=frames)
@@ -184,12 +207,8 @@ class _PairRenderer:
         )
 
     def _put_video(self, folder: str, name: str, frames: torch.Tensor, scene: Sample) -> FileEntry:
-        fps = Fraction(scene["fps"]).limit_denominator(MAX_FPS_DENOMINATOR)
+        fps = playable_rate(scene["fps"])
         return put_video(self._store, folder, name, frames.numpy(), fps=fps, crf=CRF)
-
-    def _scene(self, pair: PairTask) -> tuple[Sample, torch.Tensor]:
-        scene = self._segment(pair.segment)[pair.position]
-        return scene, torch.from_numpy(unpack_frames(scene["video"]))
 
     def _open_segment(self, segment_id: str) -> Segment:
         record = ledger.read_segment(self._store, self._work.scenes, segment_id)

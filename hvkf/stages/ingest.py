@@ -4,12 +4,14 @@ Reads the metadata table and the videos beside it; writes `datasets/<name>/<dige
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hvkf import catalog, ledger
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.media.timing import SLOWEST_RESAMPLED
 from hvkf.progress import progress
 from hvkf.records import (
     CatalogCommit,
@@ -23,6 +25,8 @@ from hvkf.records import (
     digest,
 )
 from hvkf.settings.data import IngestConfig
+from hvkf.stages.ingest_clips import clips_of
+from hvkf.stages.ingest_records import VideoScan, VideoTask
 from hvkf.stages.ingest_sources import (
     UNREADABLE,
     check_pods_see_sources,
@@ -37,31 +41,8 @@ from hvkf.table_files import read_file
 from hvkf.tables import TableRow, parse_table
 
 STAGE = "ingest"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 VIDEOS_PER_PART = 32
-
-
-class VideoTask(Record):
-    """One source video to look at, as it was when the plan was made."""
-
-    source: str
-    size: int
-    tag: str
-
-
-class VideoScan(Record):
-    """What one look at a source video found; `failure` says why it cannot be used."""
-
-    task: VideoTask
-    settings: str
-    sha256: str = ""
-    width: int = 0
-    height: int = 0
-    fps: float = 0.0
-    num_frames: int = 0
-    cuts: tuple[tuple[int, int], ...] = ()
-    perceptual_hash: str = ""
-    failure: Failure | None = None
 
 
 class ScanRecord(Record):
@@ -99,6 +80,8 @@ def _scan_settings(config: IngestConfig) -> str:
             config.scene_threshold,
             config.min_scene_frames,
             config.find_near_duplicates,
+            config.interlaced,
+            config.hdr,
         ]
     )
 
@@ -194,7 +177,7 @@ def commit(plan: Plan, store: Store) -> Summary:
     by_source = {scan.task.source: scan for scan in scans.values() if scan.settings == settings}
     tasks = _tasks(rows, open_sources(ingest))
     current = {task.source: scans.get(task, by_source.get(task.source)) for task in tasks}
-    taken, failures = _take(rows, current)
+    taken, failures = _take(rows, current, ingest.target_fps)
     ledger.check_failures(
         failures, len(rows), ingest.max_failed_fraction, "ingest.max_failed_fraction"
     )
@@ -210,18 +193,28 @@ def commit(plan: Plan, store: Store) -> Summary:
         if scan.sha256 in between
     ]
     taken = [(row, scan) for row, scan in taken if scan.sha256 not in between]
-    clips = [clip for row, scan in taken for clip in _clips(row, scan, splits, ingest)]
+    clips = [
+        clip
+        for row, scan in taken
+        for clip in clips_of(row, scan, splits[scan.sha256], ingest.target_fps)
+    ]
     if not clips:
         reasons = ledger.first_failures(failures) or "the table has no rows"
         raise BadInput(f"{ingest.metadata}: not one video can be used: {reasons}.")
     kept = tuple(scan for _, scan in sorted(current.items()) if scan is not None)
     return _put(
-        store, ingest, clips, failures, Ingested(scans=kept, splits=splits), previous_commit
+        store,
+        ingest,
+        clips,
+        failures,
+        {row.video: scan for row, scan in taken if scan.notes},
+        Ingested(scans=kept, splits=splits),
+        previous_commit,
     )
 
 
 def _take(
-    rows: Sequence[TableRow], scans: dict[str, VideoScan | None]
+    rows: Sequence[TableRow], scans: dict[str, VideoScan | None], target_fps: float | None
 ) -> tuple[list[tuple[TableRow, VideoScan]], list[Failure]]:
     """Choose the rows that become clips: readable, and each content once."""
     taken: list[tuple[TableRow, VideoScan]] = []
@@ -235,6 +228,9 @@ def _take(
             )
         elif scan.failure is not None:
             failures.append(scan.failure)
+        elif target_fps is not None and scan.fps < SLOWEST_RESAMPLED:
+            message = f"its frames are {1 / scan.fps:.3g} s apart, too slow for ingest.target_fps"
+            failures.append(Failure(code="too-slow", message=message, source=row.video))
         elif scan.sha256 in first_row:
             message = f"row {row.row} has the content of {first_row[scan.sha256].video}"
             failures.append(Failure(code="duplicate", message=message, source=row.video))
@@ -244,43 +240,12 @@ def _take(
     return taken, failures
 
 
-def _clips(
-    row: TableRow, scan: VideoScan, splits: dict[str, str], config: IngestConfig
-) -> Iterable[Clip]:
-    fps = config.target_fps or scan.fps
-    for start, end in scan.cuts:
-        yield Clip.model_validate(
-            {
-                "clip_id": digest([scan.sha256, start, end, fps]),
-                "source": row.video,
-                "source_sha256": scan.sha256,
-                "caption": row.caption,
-                "start": start,
-                "end": end,
-                "source_frames": scan.num_frames,
-                "source_fps": scan.fps,
-                "num_frames": num_resampled(end - start, scan.fps, config.target_fps),
-                "fps": fps,
-                "width": scan.width,
-                "height": scan.height,
-                "duration_s": (end - start) / scan.fps,
-                "split": splits[scan.sha256],
-            }
-        )
-
-
-def num_resampled(num_frames: int, fps: float, target_fps: float | None) -> int:
-    """Count the frames of a clip after resampling."""
-    from hvkf.video import resample_indices
-
-    return len(resample_indices(num_frames, fps, target_fps))
-
-
 def _put(
     store: Store,
     config: IngestConfig,
     clips: list[Clip],
     failures: list[Failure],
+    noted: Mapping[str, VideoScan],
     ingested: Ingested,
     previous: CatalogCommit | None,
 ) -> Summary:
@@ -291,6 +256,10 @@ def _put(
         "clips": len(clips),
         "sources": len({clip.source_sha256 for clip in clips}),
         "refused": [failure.model_dump() for failure in failures],
+        "read": [
+            {"source": source, "notes": [note.model_dump() for note in scan.notes]}
+            for source, scan in noted.items()
+        ],
     }
     store.put(f"{folder}/videos.json", ingested.to_json())
     reused = previous is not None and previous.catalog == f"{folder}/catalog.parquet"
@@ -313,6 +282,10 @@ def _put(
         ledger.put_commit(store, catalog.commits_folder(config.dataset), record)
     held_out = sum(clip.split == "holdout" for clip in clips)
     lines = [f"{len(clips)} clips of {report['sources']} videos, {held_out} clips held out"]
+    kinds = Counter(note.code for scan in noted.values() for note in scan.notes)
+    if kinds:
+        counts = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+        lines.append(f"noted of videos (the report says of which): {counts}")
     lines += [f"not taken: {f.source}: {f.message} [{f.code}]" for f in failures]
     return Summary(
         stage=STAGE,

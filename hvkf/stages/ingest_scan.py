@@ -2,31 +2,30 @@
 
 from pathlib import Path
 
+from hvkf.media.errors import MediaFault, only_this_file
+from hvkf.media.reading import Choices
+from hvkf.media.scenes import split_scenes
 from hvkf.near_duplicates import perceptual_hash
 from hvkf.records import Failure
 from hvkf.settings.data import IngestConfig
-from hvkf.stages.ingest import VideoScan, VideoTask
-from hvkf.stages.ingest_sources import UNREADABLE, SourceError, local_file
+from hvkf.stages.ingest_records import VideoScan, VideoTask
+from hvkf.stages.ingest_sources import SourceError, local_file
 from hvkf.storage import Store, file_sha256
-from hvkf.user_files import reason_of
-from hvkf.video import MediaFault, probe, split_scenes
+from hvkf.video import probe
 
 
 def scan_video(task: VideoTask, settings: str, config: IngestConfig, sources: Store) -> VideoScan:
-    """Hash and probe one video and cut it into scenes; a fault is recorded, not raised."""
+    """Hash and probe one video and cut it into scenes; an error is recorded, not raised."""
     try:
-        with local_file(sources, task.source) as file:
+        with only_this_file(task.source), local_file(sources, task.source) as file:
             return _scan(task, settings, config, file)
     except (SourceError, MediaFault) as error:
         failure = Failure(code=error.code, message=str(error), source=task.source)
-    except OSError as error:  # the disk, while it was read
-        message = f"it cannot be read: {reason_of(error)}"
-        failure = Failure(code=UNREADABLE, message=message, source=task.source)
     return VideoScan(task=task, settings=settings, failure=failure)
 
 
 def _scan(task: VideoTask, settings: str, config: IngestConfig, file: Path) -> VideoScan:
-    info = probe(file)
+    info = probe(file, Choices(interlaced=config.interlaced, hdr=config.hdr))
     cuts: list[tuple[int, int]] = [(0, info.num_frames)]
     if config.scene_split != "none":
         cuts = split_scenes(
@@ -34,6 +33,7 @@ def _scan(task: VideoTask, settings: str, config: IngestConfig, file: Path) -> V
             detector=config.scene_split,
             threshold=config.scene_threshold,
             min_scene_frames=config.min_scene_frames,
+            reading=info.reading,
         )
     return VideoScan(
         task=task,
@@ -45,6 +45,12 @@ def _scan(task: VideoTask, settings: str, config: IngestConfig, file: Path) -> V
         num_frames=info.num_frames,
         cuts=tuple(cuts),
         perceptual_hash=(
-            perceptual_hash(file, info.num_frames) if config.find_near_duplicates else ""
+            perceptual_hash(file, info.num_frames, info.reading)
+            if config.find_near_duplicates
+            else ""
         ),
+        duration_s=info.duration_s,
+        times_s=info.times_s,
+        reading=info.reading,
+        notes=info.notes,
     )

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from hvkf.errors import AlreadyExists
+from hvkf.media.writing import write_mp4, write_png
 from hvkf.records import FileEntry
 from hvkf.storage import Store, explain_full_disk, object_sha256
-from hvkf.video import write_mp4, write_png
 
 JPEG_QUALITY = 90
 

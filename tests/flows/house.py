@@ -20,7 +20,8 @@ from playwright.sync_api import Page, expect
 
 from flows.server import free_port
 from hvkf.config import Config
-from hvkf.video import decode_frames, write_png
+from hvkf.media.writing import write_png
+from hvkf.video import decode_frames
 from tests.workspaces import small_config, write_dataset
 
 START_S = 240.0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hvkf.config import Config
 from hvkf.config_file import check_config
 from hvkf.stages import ingest
+from hvkf.stages.ingest_records import VideoTask
 from hvkf.stages.ingest_scan import scan_video
 from hvkf.storage import FolderStore
 from tests.fuzz.bounds import fuzzed, in_bounds
@@ -58,7 +59,7 @@ def test_an_odd_path_is_the_failure_of_its_own_row(folder: Path, rows: list[str]
         plan = ingest.plan(config, FolderStore(folder / "workspace"))
         sources = FolderStore(folder)
         for part in plan.parts:
-            for task in map(ingest.VideoTask.model_validate, part.work["tasks"]):
+            for task in map(VideoTask.model_validate, part.work["tasks"]):
                 scan = scan_video(task, "", config.ingest, sources)
                 is_good = posixpath.basename(posixpath.normpath(task.source)) == "a.mp4"
                 assert is_good or scan.failure is not None

@@ -14,10 +14,11 @@ from hvkf.cli import stage_module
 from hvkf.config import Config
 from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import Listener
+from hvkf.media.writing import write_png
 from hvkf.records import Summary
 from hvkf.storage import Store, open_store
 from hvkf.verify import verify_workspace
-from hvkf.video import decode_frames, write_png
+from hvkf.video import decode_frames
 from tests.jobs.running_cluster import ROOT, RunningCluster
 from tests.workspaces import small_config, write_dataset
 

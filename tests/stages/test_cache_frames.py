@@ -10,11 +10,13 @@ import pytest
 
 from hvkf.config import Config
 from hvkf.lossless_video import pack_frames, unpack_frames
+from hvkf.media.errors import MediaFault
+from hvkf.records import Reading
 from hvkf.resize import resize_to_cover
 from hvkf.stages import cache_frames
 from hvkf.stages.cache import SceneItem
 from hvkf.stages.cache_frames import ClipSamples, ClipWork, PackedVideo
-from hvkf.video import MediaFault, decode_frames
+from hvkf.video import decode_frames
 from tests.stages.one_clip import OneClip, ingest_one_clip
 
 TIMEOUT_S = 30
@@ -80,9 +82,9 @@ def test_the_next_clip_is_begun_while_the_samples_of_one_are_not_all_taken(
     begun: list[Event] = [Event(), Event()]
     waiting = iter(begun)
 
-    def decode(file: Path, indices: list[int]) -> Any:
+    def decode(file: Path, indices: list[int], reading: Reading) -> Any:
         next(waiting).set()
-        return decode_frames(file, indices)
+        return decode_frames(file, indices, reading)
 
     monkeypatch.setattr(cache_frames, "decode_frames", decode)
     work = [ClipWork(clip, items[:1]), ClipWork(clip, items)]

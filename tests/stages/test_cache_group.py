@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from hvkf import ledger
+from hvkf.media.errors import MediaFault
+from hvkf.records import Reading
 from hvkf.stages import cache, cache_frames, cache_group
 from hvkf.stages.cache import SceneSegment
 from hvkf.stages.cache_frames import ClipSamples, ClipWork
 from hvkf.stages.committing import Committer
 from hvkf.storage import FolderStore
-from hvkf.video import MediaFault, decode_frames
+from hvkf.video import decode_frames
 from tests.stages.one_clip import OneClip, ingest_one_clip
 
 
@@ -26,8 +28,8 @@ def test_samples_before_a_damaged_frame_stay_whole(
 ) -> None:
     config, clip, items = prepared
 
-    def broken(file: Path, indices: list[int]) -> Any:
-        for frame, pixels in decode_frames(file, indices):
+    def broken(file: Path, indices: list[int], reading: Reading) -> Any:
+        for frame, pixels in decode_frames(file, indices, reading):
             if frame == 12:
                 raise MediaFault("corrupt", "damaged at frame 12")
             yield frame, pixels

@@ -335,3 +335,23 @@ def test_a_plan_survives_being_stored(folder: Path, store: FolderStore) -> None:
     plan = evaluate.plan(config_in(folder), store)
     assert Plan.from_json(plan.to_json()) == plan
     assert evaluate.plan(config_in(folder), store) == plan
+
+
+def test_whatever_one_pair_makes_anything_raise_is_its_own_failure(
+    folder: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_in(folder, max_failed_fraction=1.0)
+    first = choose_pairs(evaluate.held_out_pairs(config, store), NUM_PAIRS)[0].key
+    original = Renderer.render
+
+    def broken(self: Renderer, *arguments: Any, **named: Any) -> Any:
+        if named["item_key"] == first:
+            raise IndexError("of a library")
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(Renderer, "render", broken)
+    evaluated(config, store)
+    metrics = read_metrics(folder / "workspace")
+    assert {failure.code for failure in metrics.failures} == {"unexpected"}
+    assert "IndexError: of a library" in metrics.failures[0].message
+    assert len(metrics.pairs) == NUM_PAIRS - 1

@@ -162,7 +162,7 @@ def test_a_video_behind_a_link_that_leads_out_is_refused_unless_links_are_laid_o
     (tmp_path / "data" / "b.mp4").symlink_to("../blobs/b")  # as Hugging Face's caches do
     (tmp_path / "data" / "folder").symlink_to("../other")
     store = FolderStore(tmp_path / "workspace")
-    settings = {"max_failed_fraction": 1.0, "find_near_duplicates": False}
+    settings: dict[str, object] = {"max_failed_fraction": 1.0, "find_near_duplicates": False}
     config = small_config(tmp_path, table, ingest=settings)
     assert ingested(config, store) == {"b.mp4": "outside", "folder/c.mp4": "outside"}
     config = small_config(tmp_path, table, ingest={**settings, "follow_links": True})

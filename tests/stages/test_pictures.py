@@ -11,13 +11,13 @@ from PIL import Image
 
 from hvkf.cli import run_stage
 from hvkf.errors import BadInput, CorruptData
+from hvkf.media.writing import write_mp4
 from hvkf.records import TrainResult
 from hvkf.stages.pictures import LABEL_HEIGHT, MAX_PAIRS, as_data_uri, draw, smoothed
 from hvkf.stages.previews import HEIGHT, MAX_FRAMES, Preview, preview_path
 from hvkf.stages.render_records import ManifestRecord
 from hvkf.storage import FolderStore
 from hvkf.training.losses import write_losses
-from hvkf.video import write_mp4
 from tests.workspaces import small_config, write_dataset
 
 

@@ -1,0 +1,1 @@
+"""What a video file says about its pictures, and reading and writing them accordingly."""
