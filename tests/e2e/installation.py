@@ -172,12 +172,18 @@ def _is_ready(api: PrefectApi) -> bool:
 def forwarded(namespace: Namespace, target: str, port: int) -> Iterator[int]:
     """Forward a port of this machine to the cluster; yield it."""
     command = ["kubectl", "--namespace", namespace.name, "port-forward", target, f":{port}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forwarding:
+    # A line for each connection comes: nobody would empty a pipe.
+    with tempfile.NamedTemporaryFile("w+", prefix="hvkf-forward-") as log:
+        forwarding = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            assert forwarding.stdout is not None
-            first = forwarding.stdout.readline()
-            found = re.search(r"127\.0\.0\.1:(\d+) ->", first)
-            assert found is not None, f"kubectl port-forward said {first!r}"
-            yield int(found[1])
+
+            def own_port() -> int:
+                said = Path(log.name).read_text()
+                assert forwarding.poll() is None, f"kubectl port-forward: {said}"
+                found = re.search(r"127\.0\.0\.1:(\d+) ->", said)
+                return int(found[1]) if found else 0
+
+            yield wait_for("the forwarded port", own_port, 60)
         finally:
             forwarding.terminate()
+            forwarding.wait()
