@@ -2,22 +2,23 @@
 
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import closing
 
 from hvkf.errors import AlreadyExists, BadInput, HvkfError, TryAgain
 from hvkf.jobs import cluster_state as said
+from hvkf.jobs.attempts import Incomplete, further_starts, is_done, severity
 from hvkf.jobs.feed import REPLACED, Feed, Message
 from hvkf.jobs.kubernetes import Cluster
 from hvkf.jobs.kubernetes_faults import NotFound
 from hvkf.jobs.manifest import ATTEMPT_LABEL, WORK_LABEL, Manifest, build_manifest
 from hvkf.jobs.owners import Lease, end_job, lease_until, leave, made_up_owner, own
 from hvkf.jobs.pod_logs import PodLog
-from hvkf.jobs.spec import STOPPED_CODE, JobSpec, Listener, job_for
+from hvkf.jobs.spec import JobSpec, Listener, job_for
 from hvkf.jobs.turns import IN_TURNS, Turns
 from hvkf.ledger import pending_parts
 from hvkf.progress import parse_line
-from hvkf.records import Part, Plan
+from hvkf.records import Plan
 from hvkf.storage import Store
 
 TICK_S = 0.5
@@ -27,15 +28,17 @@ SHOWN_ENDS = 5
 ADOPTED_LINES = 100
 
 
-class Incomplete(TryAgain):
-    """A job ended well, and the ledger still lacks some of its parts."""
-
-
-def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = None) -> None:
+def run_plan(
+    plan: Plan,
+    store: Store,
+    listener: Listener,
+    owner: str | None = None,
+    moves: Callable[[], bool] = lambda: False,
+) -> None:
     """Run a plan's parts as pods until the ledger has them all.
 
     Whoever asks for the same work shares its job. When this is interrupted or the job cannot go
-    on, the job is deleted unless another owner keeps it.
+    on, the job is deleted unless another owner keeps it, or this one goes on elsewhere (`moves`).
 
     Raises:
         HvkfError: the fault that ended the job.
@@ -47,18 +50,18 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
     build_manifest(job)  # what is wrong with the settings is known before anything is asked
     selector = f"{WORK_LABEL}={job.work}"
     with closing(Cluster(job.cluster)) as cluster, Feed(cluster, selector) as feed:
-        task = WaitingTask(cluster, feed, listener, owner or made_up_owner())
+        task = WaitingTask(cluster, feed, listener, owner or made_up_owner(), moves)
         failures = 0
         while parts := turns.next(before := pending_parts(store, plan)):
             job = job_for(plan, store.url, parts, attempt=1)
             fault = task.run(job)
             left = pending_parts(store, plan)
-            if fault is None and _is_done(plan, before, left):
+            if fault is None and is_done(plan, before, left):
                 failures = 0
                 continue
             failures += 1
             fault = fault or Incomplete(f"{job.stage}: a job ended without doing all its parts.")
-            if failures <= _further_starts(job, fault):
+            if failures <= further_starts(job, fault):
                 listener.on_log(
                     f"{job.stage}: attempt {task.attempt} ended: {fault} Starting again."
                 )
@@ -70,31 +73,23 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
     turns.finish()
 
 
-def _is_done(plan: Plan, before: Sequence[Part], left: Sequence[Part]) -> bool:
-    """Whether a job did what it was for; an adopted one may have done another turn's parts."""
-    return len(left) < len(before) if plan.stage in IN_TURNS else not left
-
-
-def _further_starts(job: JobSpec, fault: HvkfError) -> int:
-    """How often a job is started again."""
-    if isinstance(fault, BadInput):
-        return 0
-    if not job.is_gang:
-        # Parts have had their starts within theirs, but for those that were killed.
-        again = isinstance(fault, (Incomplete, said.Killed))
-        return job.jobs.max_attempts - 1 if again else 0
-    return job.jobs.max_restarts if isinstance(fault, TryAgain) else job.jobs.max_attempts - 1
-
-
 class WaitingTask:
     """Waits for one work's jobs; holds what the cluster last said of them."""
 
-    def __init__(self, cluster: Cluster, feed: Feed, listener: Listener, owner: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        feed: Feed,
+        listener: Listener,
+        owner: str,
+        moves: Callable[[], bool],
+    ) -> None:
         self.attempt = 0
         self._cluster = cluster
         self._feed = feed
         self._listener = listener
         self._owner = owner
+        self._moves = moves
         self._seen: dict[str, dict[str, Manifest]] = {"job": {}, "pod": {}}
         self._events: list[Manifest] = []
         self._logs: dict[str, PodLog] = {}
@@ -119,6 +114,9 @@ class WaitingTask:
 
     def _leave(self) -> None:
         if not self._name:
+            return
+        if self._moves():
+            self._listener.on_log(f"{self._name} goes on: this run waits for it elsewhere")
             return
         try:
             if leave(self._cluster, self._name, self._owner):
@@ -303,7 +301,7 @@ class WaitingTask:
         for pod in self._pods():
             if (pod_end := said.pod_end(pod)) is not None:
                 newest[pod_end.part_index] = pod_end
-        ends = sorted(newest.values(), key=_severity)
+        ends = sorted(newest.values(), key=severity)
         if not ends:
             return TryAgain(f"{self._name} failed ({reason}: {message}).")
         for pod_end in ends:
@@ -402,14 +400,3 @@ class WaitingTask:
         index = said.index_of(self._seen["pod"][pod]) if pod in self._seen["pod"] else 0
         if not self._is_gang or index == 0:  # its members take the same steps
             self._listener.on_progress(index, event)
-
-
-def _severity(end: said.PodEnd) -> int:
-    """Order ends: what no start mends, what the cluster did, other faults, what those led to."""
-    if issubclass(end.fault, BadInput):
-        return 0
-    if end.code == STOPPED_CODE and not end.was_disrupted:
-        return 4
-    if end.cause.startswith("was "):
-        return 1
-    return 2 if end.fault is HvkfError else 3

@@ -1,5 +1,7 @@
 """Runs a plan's parts where its settings say: on this machine, or as pods of a cluster."""
 
+from collections.abc import Callable
+
 from hvkf.jobs import local
 from hvkf.jobs.one_at_a_time import alone
 from hvkf.jobs.spec import Listener, stage_jobs
@@ -7,7 +9,13 @@ from hvkf.records import Plan
 from hvkf.storage import Store
 
 
-def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = None) -> None:
+def run_plan(
+    plan: Plan,
+    store: Store,
+    listener: Listener,
+    owner: str | None = None,
+    moves: Callable[[], bool] = lambda: False,
+) -> None:
     """Run a plan's parts until the ledger has them all; who asks for the same work waits for it.
 
     Args:
@@ -15,6 +23,7 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
         store: The workspace.
         listener: Who hears of progress, and the workers' words.
         owner: On a cluster, the run that a job is kept for; left out, one is made up.
+        moves: Whether the owner, when it is told to end, goes on elsewhere: its job then stays.
 
     Raises:
         HvkfError: the fault that ended the job.
@@ -22,7 +31,7 @@ def run_plan(plan: Plan, store: Store, listener: Listener, owner: str | None = N
     if stage_jobs(plan).executor == "kubernetes":
         from hvkf.jobs import cluster  # importing the Kubernetes client takes half a second
 
-        cluster.run_plan(plan, store, listener, owner)
+        cluster.run_plan(plan, store, listener, owner, moves)
     else:
         with alone(plan, store, listener.on_log):
             local.run_plan(plan, store, listener)

@@ -19,7 +19,7 @@ from typing import Any
 import kmock
 from aiohttp import web
 
-from tests.jobs.cluster_objects import KINDS, Object, Objects, Taken
+from tests.jobs.cluster_objects import KINDS, Object, Objects, Taken, random_suffix
 from tests.jobs.small_cluster import NAMESPACE, SmallCluster
 
 ERRORS: dict[str, Any] = json.loads(
@@ -168,6 +168,8 @@ class ApiServer(kmock.KubernetesScaffold):
         if request.namespace != NAMESPACE:
             raise recorded("namespace-missing", absent=str(request.namespace))
         job = request.data
+        if "generateName" in job["metadata"]:
+            job["metadata"]["name"] = job["metadata"].pop("generateName") + random_suffix()
         name = job["metadata"]["name"]
         _check_labels(job)
         jobs = self.objects.all("jobs")

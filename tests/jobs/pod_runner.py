@@ -257,7 +257,8 @@ class PodRunner:
             for kind in ("Ready", "ContainersReady"):
                 set_condition(pod, kind, "True" if ready else "False", **more)
             pod["status"]["phase"] = phase or pod["status"]["phase"]
-            status = {"name": CONTAINER, "ready": ready, "restartCount": 0, "state": state}
+            name_of = pod["spec"]["containers"][0]["name"]
+            status = {"name": name_of, "ready": ready, "restartCount": 0, "state": state}
             pod["status"]["containerStatuses"] = [status]
 
         self._objects.change("pods", name, mutate)

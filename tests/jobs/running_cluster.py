@@ -100,6 +100,8 @@ class RunningCluster:
         self.cluster = SmallCluster(self.loop, self._launch, pace, time.time())
         self.api = ApiServer(self.cluster)
         self.address = ""
+        # What an image brings along, where that is other than this process's environment.
+        self.images: dict[str, dict[str, str]] = {}
         self._containers: list[LocalContainer] = []
         self._ports: dict[str, int] = {}
         self._server = kmock.Server(self.api)
@@ -166,11 +168,12 @@ class RunningCluster:
         index = pod["metadata"]["annotations"][INDEX]
         command = [
             self._with_address(word.replace("$(JOB_COMPLETION_INDEX)", index), pod)
-            for word in container["command"]
+            for word in [*container.get("command", ()), *container.get("args", ())]
         ]
         root = self.folder / "pods" / pod["metadata"]["name"]
         root.mkdir(parents=True)
-        made = LocalContainer(self.loop, command, _environment(pod, root, index), say, end)
+        environment = _environment(pod, root, index, self.images.get(container["image"]))
+        made = LocalContainer(self.loop, command, environment, say, end)
         self._containers.append(made)
         return made
 
@@ -187,13 +190,18 @@ class RunningCluster:
         return f"127.0.0.1:{self._ports[name]}"
 
 
-def _environment(pod: Object, root: Path, index: str) -> dict[str, str]:
+def _environment(
+    pod: Object, root: Path, index: str, image: dict[str, str] | None
+) -> dict[str, str]:
     """Set what a container finds; its volumes are folders of this machine."""
     (container,) = pod["spec"]["containers"]
-    environment = {
+    own = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+    }
+    environment = {
+        **(own if image is None else image),
         PARENT_VARIABLE: str(os.getpid()),
         "JOB_COMPLETION_INDEX": index,
     }

@@ -56,6 +56,22 @@ def wait_for(is_so: Callable[[], bool], limit_s: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+def test_a_run_that_goes_on_elsewhere_keeps_its_job_and_takes_it_up_there(
+    cluster: RunningCluster, store: FolderStore, plan: Plan
+) -> None:
+    first = Waiter(plan, store, "flow-run", moves=True)
+    wait_for(lambda: first.said("turn"))
+    (job,) = cluster.jobs()
+    first.cancel()
+    assert isinstance(first.end().fault, Interrupted)
+    assert first.said("goes on: this run waits for it elsewhere")
+    second = Waiter(plan, store, "flow-run")
+    wait_for(lambda: second.said("is there already"))
+    store.put("enough", b"")
+    second.result()
+    assert [found["metadata"]["uid"] for found in cluster.jobs()] == [job["metadata"]["uid"]]
+
+
 def test_a_flow_that_is_killed_and_run_again_adopts_its_job_and_goes_on_with_its_log(
     cluster: RunningCluster, store: FolderStore, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,8 @@ class Waiter:
         store: FolderStore,
         owner: str = "me",
         details: list[str] | None = None,
+        *,
+        moves: bool = False,
     ) -> None:
         self.lines: list[str] = []
         self.progress: list[tuple[int, Progress]] = []
@@ -70,6 +72,7 @@ class Waiter:
             self._hear,
             ([] if details is None else details).append,
         )
+        self._moves = moves
         self._thread = threading.Thread(
             target=self._run, args=(plan, store, listener, owner), daemon=True
         )
@@ -77,7 +80,7 @@ class Waiter:
 
     def _run(self, plan: Plan, store: FolderStore, listener: Listener, owner: str) -> None:
         try:
-            run_plan(plan, store, listener, owner)
+            run_plan(plan, store, listener, owner, lambda: self._moves)
         except BaseException as fault:
             self.fault = fault
 
