@@ -13,65 +13,28 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
-from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from flows.rules import create_rules
 from hvkf.errors import HvkfError
 
 ROOT = Path(__file__).parents[1]
-SILENT_RULE = "hvkf: end flow runs whose process is gone"
-# Three heartbeats: a run whose process and worker were killed is crashed within two minutes.
-SILENCE_S = 90.0
-HEARTBEAT = "prefect.flow-run.heartbeat"
 PLACES = ("HVKF_FLOW_IMAGE", "HVKF_NAMESPACE")
 """Environment variables whose names stand in a pool's template where their values belong."""
 NIGHTLY = "nightly/nightly"
 NIGHT_BEGINS = "0 2 * * *"
-ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended")
-
-
-def create_silent_rule() -> None:
-    """Create the automation that crashes a flow run whose heartbeats stop, or bring it up to date.
-
-    Without it a flow whose process and worker were both killed would stay Running for ever.
-    """
-    wanted = Automation(
-        name=SILENT_RULE,
-        description="A flow run that was heard and then was silent has lost its process.",
-        trigger=EventTrigger(
-            after={HEARTBEAT},
-            expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ENDS)},
-            match={"prefect.resource.id": ["prefect.flow-run.*"]},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=SILENCE_S),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message="The flow's process was not heard for 90 s: it was killed or its machine "
-                "is gone. Retry the run: it goes on from what is done.",
-            )
-        ],
-    )
-    with get_client(sync_client=True) as client:
-        for found in client.read_automations_by_name(SILENT_RULE):
-            wanted.enabled = found.enabled
-            client.delete_automation(found.id)
-    wanted.create(_sync=True)  # type: ignore[call-arg]
 
 
 def create_process_pool(name: str) -> None:
@@ -112,8 +75,8 @@ def add_nightly_schedule() -> None:
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name(NIGHTLY)
         if not nightly.schedules:
-            new = DeploymentScheduleCreate(schedule=schedule, active=False)
-            client.create_deployment_schedules(nightly.id, [new])
+            wanted = DeploymentScheduleCreate(schedule=schedule, active=False)
+            client.create_deployment_schedules(nightly.id, [wanted])
 
 
 def deploy(pool: str) -> None:
@@ -173,7 +136,7 @@ def main() -> None:
         register_kubernetes_pool(given.pool, template)
     deploy(given.pool)
     add_nightly_schedule()
-    create_silent_rule()
+    create_rules()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """The flow of the encode stage."""
 
-from prefect import flow
+from typing import Any
+
+from prefect import State, flow
 
 from flows.forms import EncodeForm
-from flows.stage import run_stage
+from flows.stage import run_form
 from hvkf.records import Summary
 
 
 @flow(name="encode", persist_result=False)
-def encode(request: EncodeForm) -> Summary:
+def encode(request: EncodeForm) -> Summary | State[Any]:
     """Reads scenes and the checkpoint's encoders; writes latent shards (latents/).
 
     Args:
         request: The deployed settings to use, and what to change of them.
     """
-    return run_stage("encode", request.to_config())
+    return run_form("encode", request)

@@ -1,17 +1,19 @@
 """The flow of the evaluate stage."""
 
-from prefect import flow
+from typing import Any
+
+from prefect import State, flow
 
 from flows.forms import EvaluateForm
-from flows.stage import run_stage
+from flows.stage import run_form
 from hvkf.records import Summary
 
 
 @flow(name="evaluate", persist_result=False)
-def evaluate(request: EvaluateForm) -> Summary:
+def evaluate(request: EvaluateForm) -> Summary | State[Any]:
     """Reads a run's LoRA and held-out clips; writes metrics and a report (evals/).
 
     Args:
         request: The deployed settings to use, and what to change of them.
     """
-    return run_stage("evaluate", request.to_config())
+    return run_form("evaluate", request)

@@ -13,8 +13,10 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 
+from flows.endings import told
 from flows.forms import NightlyForm
-from flows.pipeline import run_below
+from flows.labels import label_this_run
+from flows.pipeline import Ran, lines_of, run_below
 from flows.server import wait_for_server
 from flows.stage import run_hvkf
 from hvkf.config import Config
@@ -27,6 +29,14 @@ from hvkf.storage import open_store
 from hvkf.webhook import post_verdict
 
 RENEWALS_PER_LEASE = 4
+SHOWN = {
+    "run_id": "training run",
+    "began_from": "began from",
+    "gpu_hours": "GPU hours",
+    "started_at": "began",
+    "ended_at": "ended",
+}
+"""What the verdict's table shows, and how it is called there."""
 
 
 @flow(name="nightly", persist_result=False)
@@ -36,17 +46,22 @@ def nightly(request: NightlyForm) -> State[Any]:
     Args:
         request: The deployed settings to use, and what to change of them.
     """
-    config = request.to_config()
+    return told("nightly", lambda: _night(request.to_config()))
+
+
+def _night(config: Config) -> State[Any]:
     store = open_store(config.workspace)
+    label_this_run("nightly", config)
     try:
         night = Night(config, store, _owner())
-    except NightRefused as fault:
-        return Cancelled(message=str(fault))
+    except NightRefused as error:
+        return Cancelled(message=str(error))
+    stages = _Stages()
     try:
         with _kept_alive(night, config):
-            record = night.run(_Stages())
+            record = night.run(stages)
     finally:
-        _tell(night.record, config)
+        _tell(night.record, config, stages.ran)
     assert record.outcome is not None
     return Completed(name=record.outcome.capitalize(), message=record.reason)
 
@@ -62,9 +77,12 @@ class _Stages:
     What is in use under the night's own name is improved, whatever `gate.registry` says.
     """
 
+    def __init__(self) -> None:
+        self.ran: list[Ran] = []
+
     def run(self, stage: str, config: Config, timeout_s: float | None) -> Summary:
         try:
-            return run_below(stage, config, timeout_s)
+            return run_below(stage, config, timeout_s, self.ran.append)
         except TimeoutError as fault:
             if timeout_s is None:
                 raise
@@ -111,11 +129,29 @@ def _kept_alive(night: Night, config: Config) -> Iterator[None]:
         thread.join()
 
 
-def _tell(record: NightRecord, config: Config) -> None:
+def verdict_of(record: NightRecord) -> dict[str, Any]:
+    """Say how a night ended, for people and for webhooks (`text` is what chats show)."""
+    sentence = f"Night {record.number} of {record.name}: {record.outcome}: {record.reason}"
+    return {
+        "text": sentence,
+        "name": record.name,
+        "number": record.number,
+        "outcome": record.outcome,
+        "reason": record.reason,
+        "run_id": record.run_id,
+        "began_from": record.began_from,
+        "gpu_hours": round(record.gpu_seconds / 3600, 2),
+        "started_at": record.started_at,
+        "ended_at": record.ended_at,
+        "evaluation": record.evaluation,
+    }
+
+
+def _tell(record: NightRecord, config: Config, ran: list[Ran]) -> None:
     """Send the verdict as an event, an artifact and, where one is set, to a webhook."""
     logger = get_run_logger()
-    values = record.model_dump(mode="json")
-    logger.info(f"Night {record.number} of {record.name}: {record.outcome}: {record.reason}")
+    values = verdict_of(record)
+    logger.info(values["text"])
     emit_event(
         event=f"hvkf.nightly.{record.outcome}",
         resource={
@@ -129,9 +165,11 @@ def _tell(record: NightRecord, config: Config) -> None:
     if fault is not None:
         logger.warning(fault)
     wait_for_server()
-    rows = [f"| {key} | {value} |" for key, value in values.items() if value not in (None, "")]
+    title = f"Night {record.number} of {record.name}: {record.outcome}"
+    rows = [f"| {name} | {values[key]} |" for key, name in SHOWN.items() if values[key]]
+    lines = [f"# {title}", "", record.reason, "", "| | |", "|-|-|", *rows, ""]
     create_markdown_artifact(
         key="nightly-verdict",
-        markdown="\n".join([f"# {record.outcome}", "", record.reason, "", "| | |", "|-|-|", *rows]),
-        description=f"Night {record.number} of {record.name}",
+        markdown="\n".join([*lines, *lines_of(ran, config.workspace)]),
+        description=title,
     )

@@ -2,11 +2,17 @@
 
 import subprocess
 import sys
+from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import State, get_run_logger, task
+from prefect._internal.control_listener import get_intent  # no public way; Prefect is pinned
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
+from flows.endings import kept, result_of, told
+from flows.forms import Form
+from flows.labels import label_this_run
+from flows.links import links_of
 from flows.server import wait_for_server
 from flows.watching import watch
 from hvkf.config import Config
@@ -22,7 +28,19 @@ PICTURED = {
     "cache": "the first samples of each bucket",
     "train": "loss and validation loss over the steps",
     "evaluate": "given keyframes beside the made video's first and last frame",
+    "render": "first and last frame of the first videos",
 }
+
+
+def run_form(stage: str, request: Form) -> Summary | State[Any]:
+    """Run one stage as its form says, in a run that is named by what it works on."""
+
+    def work() -> Summary:
+        config = request.to_config()
+        label_this_run(stage, config)
+        return run_stage(stage, config)
+
+    return told(stage, work)
 
 
 def run_stage(stage: str, config: Config, timeout_s: float | None = None) -> Summary:
@@ -61,18 +79,31 @@ def _tell(stage: str, planned: Planned) -> None:
 
 def _work(stage: str, planned: Planned, timeout_s: float | None) -> Summary:
     if planned.num_pending:
-        run_job.with_options(name=f"{stage} job", timeout_seconds=timeout_s)(stage, planned)
+        job = run_job.with_options(name=f"{stage} job", timeout_seconds=timeout_s)
+        result_of(job(stage, planned, return_state=True))
     arguments = [stage, "commit", "--workspace", planned.workspace, "--plan", planned.plan]
     return Summary.model_validate_json(run_hvkf(arguments, ""))
 
 
 @task(persist_result=False)
-def run_job(stage: str, planned: Planned) -> None:
+def run_job(stage: str, planned: Planned) -> State[Any] | None:
     """Run the parts of a plan that the ledger lacks."""
-    store = open_store(planned.workspace)
-    plan = read_plan(store, stage, planned.plan)
-    with watch(plan, store) as listener:
-        run_plan(plan, store, listener, flow_run.get_id())
+
+    def work() -> None:
+        store = open_store(planned.workspace)
+        plan = read_plan(store, stage, planned.plan)
+        with watch(plan, store) as listener:
+            run_plan(plan, store, listener, flow_run.get_id(), is_moved)
+
+    return kept(work)
+
+
+def is_moved() -> bool:
+    """Whether this process is told to end because its run goes on in another pod.
+
+    Prefect's Kubernetes worker makes flow pods that hand their run back when they are evicted.
+    """
+    return get_intent() == "reschedule"
 
 
 def run_hvkf(arguments: list[str], standard_input: str) -> str:
@@ -100,7 +131,7 @@ def run_hvkf(arguments: list[str], standard_input: str) -> str:
 def _markdown(summary: Summary, workspace: str) -> str:
     lines = [f"# {summary.stage}", "", "done before" if summary.reused else "done", ""]
     lines += [f"- {line}" for line in summary.text.splitlines()]
-    lines += [f"- {name}: `{workspace}/{link}`" for name, link in summary.links.items()]
+    lines += [f"- {link}" for link in links_of(summary, workspace)]
     if summary.stage in PICTURED:
         lines += ["", _picture(summary, workspace)]
     return "\n".join(lines)

@@ -11,14 +11,14 @@ from hvkf.storage import open_store
 
 def picture(
     context: typer.Context,
-    stage: Annotated[str, typer.Argument(help="cache, train or evaluate.")],
+    stage: Annotated[str, typer.Argument(help="cache, train, evaluate or render.")],
     result: Annotated[str, typer.Argument(help="The result's path, as the stage's summary says.")],
     workspace: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix.")],
     output: Annotated[
         Path | None, typer.Option(help="File to write; left out, prints a data: address.")
     ] = None,
 ) -> None:
-    """Draws a stage's result: the buckets, the losses, or the keyframes beside what was made."""
+    """Draws a stage's result: buckets, losses, keyframes beside what was made, or videos."""
     refuse_settings(context, "a picture has none")
     from hvkf.stages.pictures import as_data_uri, draw
 

@@ -17,8 +17,9 @@ from hvkf.records import DatasetCommit, TrainResult
 from hvkf.stages.evaluate_records import Metrics, PairMetrics
 from hvkf.stages.pages import data_uri
 from hvkf.stages.previews import HEIGHT, read_picture, read_preview, side_by_side, to_jpeg
+from hvkf.stages.render_records import ManifestRecord
 from hvkf.storage import Store
-from hvkf.stored import read_record
+from hvkf.stored import open_parquet, read_record
 from hvkf.training.losses import VALIDATION_AT, Row, read_losses
 from hvkf.video import decode_frames, probe
 
@@ -27,13 +28,14 @@ MAX_PAIRS = 6
 LABEL_HEIGHT = 18
 MIN_WIDTH = 320
 SMOOTHING_STEPS = 25
+ROWS_AT_ONCE = 256
 
 
 def draw(stage: str, result: str, store: Store) -> tuple[bytes, str]:
     """Draw the picture of a stage's result; return its bytes and suffix.
 
     Args:
-        stage: cache, train or evaluate.
+        stage: cache, train, evaluate or render.
         result: The path in the workspace that the stage's summary names as its result.
         store: The workspace.
 
@@ -44,6 +46,7 @@ def draw(stage: str, result: str, store: Store) -> tuple[bytes, str]:
         "cache": contact_sheet,
         "train": curves,
         "evaluate": keyframes,
+        "render": videos,
     }
     if stage not in drawers:
         raise BadInput(f"There is no picture of {stage}, but of: {', '.join(drawers)}.")
@@ -134,6 +137,25 @@ def draw_keyframes(store: Store, pairs: Sequence[PairMetrics]) -> bytes:
         made = _ends(store, pair.files["lora"])
         rows.append(side_by_side([_sized(picture) for picture in (given[0], *made, given[1])]))
         titles.append(f"{pair.source}, {pair.bucket}: given, made ... made, given")
+    return to_jpeg(_stack(rows, titles))
+
+
+def videos(store: Store, record_path: str) -> bytes:
+    """Show the first and the last frame of the first videos of a manifest."""
+    record = read_record(store, record_path, ManifestRecord)
+    rows: list[Image.Image] = []
+    titles: list[str] = []
+    with open_parquet(store, record.results) as table:
+        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=["id", "video"]):
+            for found in batch.to_pylist():
+                if found["video"] and len(rows) < MAX_PAIRS:
+                    ends = [_sized(picture) for picture in _ends(store, found["video"])]
+                    rows.append(side_by_side(ends))
+                    titles.append(f"{found['id']}: first and last frame")
+            if len(rows) == MAX_PAIRS:
+                break
+    if not rows:
+        raise BadInput(f"No row of {record_path} has a video: the table of results says why.")
     return to_jpeg(_stack(rows, titles))
 
 

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from flows.forms import Form
+from flows.pipeline import _pipeline_of, _stage
+from flows.stage import run_job
 
 ROOT = Path(__file__).parents[2]
 CONTENT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -39,6 +41,16 @@ def test_a_deployments_parameters_fit_its_form(name: str) -> None:
     assert entry["description"]
     assert entry["work_pool"]["name"] == "{{ $HVKF_POOL }}"
     assert set(entry["work_pool"]["job_variables"]) == {"env"}, "images are the pool's"
+
+
+def test_no_flow_keeps_a_result_where_a_retry_in_another_pod_would_not_find_it() -> None:
+    for entry in DEPLOYMENTS.values():
+        file, _, name = entry["entrypoint"].partition(":")
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        assert getattr(module, name).persist_result is False
+    assert _stage.persist_result is False
+    assert _pipeline_of.persist_result is False
+    assert run_job.persist_result is False
 
 
 def test_a_second_night_is_refused() -> None:

@@ -5,10 +5,12 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,30 @@ def server_on(home: Path, database: str) -> Iterator[Server]:
         yield Server(stack.enter_context(serving(home, free_port(), settings)), home)
 
 
+@contextmanager
+def chat() -> Iterator[tuple[str, list[str]]]:
+    """Run what a chat's webhook is; yield its address, and the texts that are posted to it."""
+    texts: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            texts.append(json.loads(content)["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/", texts
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def wait_for(what: str, look: Callable[[], Any], within_s: float) -> Any:
     deadline_s = time.monotonic() + within_s
     while not (found := look()):
@@ -116,7 +142,8 @@ def wait_for(what: str, look: Callable[[], Any], within_s: float) -> Any:
 def test_a_schedule_that_is_switched_on_plans_runs_and_one_that_is_due_starts(
     tmp_path: Path, database: str
 ) -> None:
-    with server_on(tmp_path, database) as server:
+    with server_on(tmp_path, database) as server, chat() as (address, posted):
+        server.environment["HVKF_FAILED_NIGHT_WEBHOOK"] = address
         server.deploy()
         (schedule,) = server.nightly()["schedules"]
         assert not schedule["active"], "a night begins only when somebody wants it"
@@ -132,8 +159,10 @@ def test_a_schedule_that_is_switched_on_plans_runs_and_one_that_is_due_starts(
                 STARTED_WITHIN_S,
             )
             server.change_schedule(active=False)
-        # It ran the flow's own code, which finds no settings here.
-        assert "No settings 'default' are deployed" in started[0]["state"]["message"]
+        # It ran the flow's own code, which finds no settings here: the message is the reason.
+        assert started[0]["state"]["message"].startswith("No settings 'default' are deployed")
+        (text, *_) = wait_for("a word of the failed night", lambda: list(posted), 60)
+        assert ": Failed: No settings 'default' are deployed" in text
 
 
 def test_deploying_again_leaves_everything_as_people_set_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.test_chain_s3 import lay_out
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ABSENT = ("torch", "cv2", "scenedetect", "streaming", "diffusers", "transformers")
-PICTURED = ("cache", "train", "evaluate")
+PICTURED = ("cache", "train", "evaluate", "render")
 LARGEST_READ_BYTES = 1 << 20
 FLOW_MODULES = sorted(
     f"flows.{file.stem}" for file in (ROOT / "flows").glob("*.py") if file.stem != "__init__"

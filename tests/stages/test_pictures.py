@@ -4,16 +4,20 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from hvkf.cli import run_stage
 from hvkf.errors import BadInput, CorruptData
 from hvkf.records import TrainResult
-from hvkf.stages.pictures import LABEL_HEIGHT, as_data_uri, draw, smoothed
+from hvkf.stages.pictures import LABEL_HEIGHT, MAX_PAIRS, as_data_uri, draw, smoothed
 from hvkf.stages.previews import HEIGHT, MAX_FRAMES, Preview, preview_path
+from hvkf.stages.render_records import ManifestRecord
 from hvkf.storage import FolderStore
 from hvkf.training.losses import write_losses
+from hvkf.video import write_mp4
 from tests.workspaces import small_config, write_dataset
 
 
@@ -37,6 +41,30 @@ def test_a_contact_sheet_has_a_row_for_each_bucket(tmp_path: Path) -> None:
         store.delete(path)
     with pytest.raises(BadInput, match="has a preview: it was made before"):
         draw("cache", result, store)
+
+
+def test_a_manifests_picture_has_the_ends_of_its_first_videos(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    frames = np.zeros((5, 32, 48, 3), np.uint8)
+    frames[0], frames[-1] = (250, 0, 0), (0, 0, 250)
+    write_mp4(tmp_path / "video.mp4", frames, fps=8)
+    rows = [{"id": f"row{n}", "video": "" if n % 2 else "video.mp4"} for n in range(2 * MAX_PAIRS)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "results.parquet")
+    record = ManifestRecord(
+        num_rows=len(rows), num_failed=MAX_PAIRS, results="results.parquet", gallery="index.html"
+    )
+    store.put("record.json", record.to_json())
+    sheet = picture(draw("render", "record.json", store))
+    assert sheet.height == MAX_PAIRS * (HEIGHT + LABEL_HEIGHT)
+    first_row = np.asarray(sheet)[LABEL_HEIGHT + HEIGHT // 2]
+    width = round(48 * HEIGHT / 32)
+    assert first_row[width // 2, 0] > 200, "the first frame is red"
+    assert first_row[width + width // 2, 2] > 200, "the last one is blue"
+
+    none = pa.Table.from_pylist([{"id": "row0", "video": ""}])
+    pq.write_table(none, tmp_path / "results.parquet")
+    with pytest.raises(BadInput, match=r"No row of record\.json has a video"):
+        draw("render", "record.json", store)
 
 
 def test_a_preview_shows_a_few_frames_and_none_of_nothing(tmp_path: Path) -> None:
