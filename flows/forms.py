@@ -6,7 +6,6 @@ An empty text and a zero mean: as the deployed settings say (Prefect's forms dra
 badly, and submit every default).
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -14,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hvkf.config import Config
-from hvkf.config_file import load_config
+from hvkf.config_file import COMMAND_LINE, load_config
 from hvkf.errors import ConfigError
 from hvkf.manifest import keep_pasted_rows
 from hvkf.storage import open_store
@@ -125,11 +124,23 @@ class Form(BaseModel):
         """
         given: dict[str, Any] = {name: getattr(self, name) for name in self.SETS}
         overrides = [
-            f"--{self.SETS[name]}={json.dumps(value)}"
+            f"--{self.SETS[name]}={value}"
             for name, value in given.items()
             if value not in ("", 0, AS_DEPLOYED)
         ]
-        return load_config(deployed_file(self.settings), overrides)
+        try:
+            return load_config(deployed_file(self.settings), overrides)
+        except ConfigError as error:
+            raise ConfigError(self._by_labels(str(error))) from None
+
+    def _by_labels(self, sentence: str) -> str:
+        """Call settings that the form sets as the form does."""
+        if not sentence.startswith(COMMAND_LINE):
+            return sentence  # of the file: the form has not set it
+        sentence = sentence.replace(COMMAND_LINE, "the form", 1)
+        for name, key in self.SETS.items():
+            sentence = sentence.replace(key, f"{type(self).model_fields[name].title!r}")
+        return sentence
 
 
 class IngestForm(Form):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from hvkf import ledger
@@ -20,7 +19,7 @@ from hvkf.stages.pages import data_uri
 from hvkf.stages.previews import HEIGHT, read_picture, read_preview, side_by_side, to_jpeg
 from hvkf.stages.render_records import ManifestRecord
 from hvkf.storage import Store
-from hvkf.stored import read_record
+from hvkf.stored import open_parquet, read_record
 from hvkf.training.losses import VALIDATION_AT, Row, read_losses
 from hvkf.video import decode_frames, probe
 
@@ -144,17 +143,17 @@ def draw_keyframes(store: Store, pairs: Sequence[PairMetrics]) -> bytes:
 def videos(store: Store, record_path: str) -> bytes:
     """Show the first and the last frame of the first videos of a manifest."""
     record = read_record(store, record_path, ManifestRecord)
-    table = pq.ParquetFile(io.BytesIO(store.read(record.results)))
     rows: list[Image.Image] = []
     titles: list[str] = []
-    for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=["id", "video"]):
-        for found in batch.to_pylist():
-            if found["video"] and len(rows) < MAX_PAIRS:
-                ends = [_sized(picture) for picture in _ends(store, found["video"])]
-                rows.append(side_by_side(ends))
-                titles.append(f"{found['id']}: first and last frame")
-        if len(rows) == MAX_PAIRS:
-            break
+    with open_parquet(store, record.results) as table:
+        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=["id", "video"]):
+            for found in batch.to_pylist():
+                if found["video"] and len(rows) < MAX_PAIRS:
+                    ends = [_sized(picture) for picture in _ends(store, found["video"])]
+                    rows.append(side_by_side(ends))
+                    titles.append(f"{found['id']}: first and last frame")
+            if len(rows) == MAX_PAIRS:
+                break
     if not rows:
         raise BadInput(f"No row of {record_path} has a video: the table of results says why.")
     return to_jpeg(_stack(rows, titles))

@@ -112,6 +112,17 @@ def test_a_table_and_pasted_rows_are_not_both_taken() -> None:
         RenderForm(rows=PASTED, manifest="pairs.csv")
 
 
+def test_a_value_that_the_settings_do_not_allow_is_told_by_the_fields_label() -> None:
+    form = TrainForm(learning_rate=0.5, max_train_steps=3).model_copy(
+        update={"max_train_steps": "many", "learning_rate": -1}
+    )
+    with pytest.raises(ConfigError) as error:
+        form.to_config()
+    for said in ("the form: ", "'Training steps'", "'Learning rate'"):
+        assert said in str(error.value), "both errors, by their labels"
+    assert "hparams." not in str(error.value)
+
+
 def test_unknown_settings_are_told_with_those_that_there_are(configs: Path) -> None:
     with pytest.raises(ConfigError, match=r"'480p'.*write one of: default \(files of"):
         TrainForm(settings="480p").to_config()
