@@ -20,6 +20,7 @@ LEVELS = [
         "hvkf.job_commands",
         "hvkf.verify",
         "hvkf.garbage",
+        "hvkf.general_options",
         "hvkf.infer",
         "hvkf.reference_commands",
         "hvkf.registry_commands",
@@ -28,6 +29,7 @@ LEVELS = [
         "hvkf.plan_command",
         "hvkf.plan_runner",
         "hvkf.render_commands",
+        "hvkf.settings_command",
         "flows",
     },
     {
@@ -82,6 +84,7 @@ LEVELS = [
         "hvkf.secret_text",
         "hvkf.setting_values",
         "hvkf.shown",
+        "hvkf.verbosity",
         "hvkf.yaml_text",
         "hvkf.redaction",
         "hvkf.progress",
