@@ -12,7 +12,14 @@ from hvkf.config import Config
 HEAD = """# Settings
 
 Settings come from a YAML file (`--config FILE`) and from overrides on the command line
-(`--section.key=value`), which win. Unknown keys are refused with the nearest valid one.
+(`--section.key=value`), which win, also over a file piped in (`--config -`). Unknown keys are
+refused with the nearest valid one, and so are keys given twice.
+
+A setting's own type says how its text on the command line is read. Text is taken as it stands,
+whatever is in it. Lists are `[a, "b, c"]`, or one item without brackets; mappings and whole sections are
+`{a: 1, b: 2}`. `null` unsets a setting that may be unset, on the command line and in files. `~` and
+`~user` at the beginning of a path are home folders.
+
 The sections `experiment`, `model`, `data`, `network`, `hparams`, `checkpointing` and `ddp_kwargs`
 have the keys of the reference's `config_defaults.yaml`.
 

@@ -44,15 +44,15 @@ def watch(plan: Plan, store: Store) -> Iterator[Listener]:
     sightings = Sightings([part.index for part in plan.parts])
     sightings.see_pending(part.index for part in pending_parts(store, plan))
     reporter = _Reporter(plan, store, sightings, logger)
-    with display() as bars, reporter.running():
-        worker_bars = WorkerBars(bars)
+    with display() as shown, reporter.running():
+        worker_bars = WorkerBars(shown)
 
         def on_progress(worker: int, event: dict[str, Any]) -> None:
             worker_bars.show(worker, event)
             sightings.see(worker, event, time.monotonic())
 
         def on_log(line: str) -> None:
-            bars.console.print(line, markup=False, highlight=False)
+            shown.say(line)
             logger.info(line)
 
         yield Listener(on_progress, on_log, logger.info)

@@ -4,7 +4,6 @@ import importlib
 import itertools
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -25,11 +24,13 @@ from hvkf.command_options import (
     ask_before_deleting,
     read_config,
     refuse_settings,
+    split_overrides,
 )
 from hvkf.config import Config
 from hvkf.config_file import known_keys
 from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, CorruptData, HvkfError, Stopped
+from hvkf.general_options import options, tell_whole_sentences
 from hvkf.job_commands import jobs_app
 from hvkf.jobs.manifest import read_numbers
 from hvkf.jobs.spec import ERROR_PREFIX
@@ -39,13 +40,14 @@ from hvkf.processes import follow_parent, missing_modules_told
 from hvkf.records import Plan, Planned, Summary
 from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
-from hvkf.shown import shown, shown_name
+from hvkf.settings_command import add_commands as add_settings_command
+from hvkf.settings_command import help_of
 from hvkf.storage import Store, open_existing, open_store
+from hvkf.verbosity import Verbosity, verbosity
 
 INTERRUPTED_CODE = 130
 NO_READER_CODE = 1  # as Typer itself ends where nobody reads the output
 END_TIMEOUT_S = 20.0
-OVERRIDE_NAME = re.compile(r"--[^-.\s][^\s]*\.[^\s]*")
 # Typer has its own copy of click and exports of its exceptions only this one's subclass.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 STAGES = {
@@ -63,8 +65,11 @@ app = typer.Typer(
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode=None,  # plain help is never cut, and brackets in it are brackets
 )
+
+
+app.callback()(options)
 
 
 class Step(StrEnum):
@@ -79,31 +84,6 @@ class Step(StrEnum):
 def stage_module(stage: str) -> ModuleType:
     """Import a stage."""
     return importlib.import_module(f"hvkf.stages.{stage}")
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell `--section.key=value` (or `--section.key value`) from the command's own words.
-
-    Raises:
-        ConfigError: a setting without a value.
-    """
-    words: list[str] = []
-    overrides: list[str] = []
-    remaining = iter(arguments)
-    for word in remaining:
-        name, equals, _ = word.partition("=")
-        if word == "--":  # as for any program: what follows is no option
-            return [*words, word, *remaining], overrides
-        if not OVERRIDE_NAME.fullmatch(name):
-            words.append(word)
-        elif equals:
-            overrides.append(word)
-        else:
-            value = next(remaining, None)
-            if value is None or value.startswith("--"):
-                raise ConfigError(f"{shown(name)} has no value: write {shown_name(name)}=VALUE.")
-            overrides.append(f"{name}={value}")
-    return words, overrides
 
 
 def run_stage(stage: str, config: Config, store: Store) -> Summary:
@@ -160,7 +140,7 @@ def _stage_command(stage: str) -> None:
             _run_parts(stage, found, store, parts, index)
 
     command.__doc__ = STAGES[stage]
-    app.command(name=stage, epilog=EPILOG)(command)
+    app.command(name=stage, epilog=help_of(stage))(command)
 
 
 def _planned(stage: str, config: Config, store: Store) -> str:
@@ -184,7 +164,8 @@ def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None, index: i
     follow_parent()
     # What a worker logs reaches whoever started it; other libraries speak only of trouble.
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    logging.getLogger("hvkf").setLevel(logging.INFO)
+    is_verbose = verbosity() == Verbosity.VERBOSE
+    logging.getLogger("hvkf").setLevel(logging.DEBUG if is_verbose else logging.INFO)
     if stage == "train":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # its own handler saves a checkpoint first
     numbers = range(len(plan.parts))
@@ -302,6 +283,7 @@ picture_command.add_commands(app)
 plan_command.add_commands(app)
 add_registry_commands(app)
 render_commands.add_commands(app)
+add_settings_command(app)
 
 
 @app.command(epilog=EPILOG)
@@ -356,6 +338,9 @@ def demo(
     app(args=["run", "--config", str(config)], standalone_mode=False)
 
 
+tell_whole_sentences(app)
+
+
 def main() -> None:
     """Run the command line; errors end it with their sentence and exit code."""
     signal.signal(signal.SIGTERM, _stop)
@@ -388,10 +373,13 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         words, overrides = split_overrides(arguments)
         with missing_modules_told(f"`hvkf {' '.join(words[:1])}`"):
-            code = app(args=words, obj=overrides, standalone_mode=False)
+            code = app(args=words, obj=overrides, prog_name="hvkf", standalone_mode=False)
     except HvkfError as error:
         return _end(error)
     except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `hvkf` alone: its message is the help
+            print(error.format_message())  # type: ignore[attr-defined]
+            return 0
         return _end(BadInput(_explain_usage(error)))
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED_CODE
@@ -412,7 +400,10 @@ def _end(error: HvkfError) -> int:
 
 def _explain_usage(fault: Any) -> str:
     command = fault.ctx.command_path if fault.ctx is not None else "hvkf"
-    sentence = f"{fault.format_message()} `{command} --help` lists what there is."
+    message = fault.format_message().strip()
+    if message and message[-1] not in ".!?":
+        message += "."
+    sentence = f"{message} `{command} --help` lists what there is."
     if name := getattr(fault, "option_name", "").lstrip("-"):
         settings = [key for key in known_keys() if key.split(".")[-1] == name]
         sentence += "".join(f" The setting is --{key}=VALUE." for key in settings)

@@ -1,6 +1,8 @@
 """What the commands of the command line share: their options, and how settings are read."""
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +12,10 @@ from hvkf.config import Config
 from hvkf.config_file import load_config
 from hvkf.errors import BadInput, ConfigError
 from hvkf.scratch import scratch_root
-from hvkf.shown import shown
+from hvkf.shown import shown, shown_name
 
+GENERAL_OPTIONS = ("--quiet", "--verbose")
+OVERRIDE_NAME = re.compile(r"--[^-.\s][^\s]*\.[^\s]*")
 EPILOG = (
     "Settings come from the YAML file and from overrides such as --hparams.learning_rate=1e-4; "
     "docs/configuration.md lists all of them."
@@ -29,6 +33,36 @@ WorkspaceOption = Annotated[
 YesOption = Annotated[
     bool, typer.Option("--yes", "-y", help="Do it without asking; scripts need it.")
 ]
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell `--section.key=value` (or `--section.key value`) from the command's own words.
+
+    Options of all commands (`--quiet`) may stand anywhere; they are put in front.
+
+    Raises:
+        ConfigError: a setting without a value.
+    """
+    words: list[str] = []
+    general: list[str] = []
+    overrides: list[str] = []
+    remaining = iter(arguments)
+    for word in remaining:
+        name, equals, _ = word.partition("=")
+        if word == "--":  # as for any program: what follows is no option
+            return [*general, *words, word, *remaining], overrides
+        if word in GENERAL_OPTIONS:
+            general.append(word)
+        elif not OVERRIDE_NAME.fullmatch(name):
+            words.append(word)
+        elif equals:
+            overrides.append(word)
+        else:
+            value = next(remaining, None)
+            if value is None or value.startswith("--"):
+                raise ConfigError(f"{shown(name)} has no value: write {shown_name(name)}=VALUE.")
+            overrides.append(f"{name}={value}")
+    return [*general, *words], overrides
 
 
 def read_config(context: typer.Context, file: str | None, workspace: str | None) -> Config:

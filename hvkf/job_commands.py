@@ -11,7 +11,9 @@ from hvkf.settings.jobs import ClusterJobs
 if TYPE_CHECKING:
     from hvkf.jobs.kubernetes import Cluster
 
-jobs_app = typer.Typer(help="Jobs on a Kubernetes cluster.", no_args_is_help=True)
+jobs_app = typer.Typer(
+    help="Jobs on a Kubernetes cluster.", no_args_is_help=True, rich_markup_mode=None
+)
 NamespaceOption = Annotated[
     str | None, typer.Option(help="Namespace; default: the pod's or the context's.")
 ]

@@ -10,6 +10,7 @@ from hvkf.errors import BadInput, HvkfError, OwnError
 from hvkf.os_errors import explain_os_error
 from hvkf.secret_text import without_secrets
 from hvkf.shown import cut, shown_name
+from hvkf.verbosity import Verbosity, verbosity
 
 IN_POD = "KUBERNETES_SERVICE_HOST"
 
@@ -39,6 +40,8 @@ def explain_unknown(error: Exception) -> HvkfError:
 
 def _keep(text: str) -> str:
     """Write a traceback where it can be found, and say where."""
+    if verbosity() == Verbosity.VERBOSE:
+        print(text, file=sys.stderr)
     if IN_POD not in os.environ:
         try:
             prefix = f"hvkf-error-{time.strftime('%Y%m%d-%H%M%S')}-"

@@ -69,8 +69,8 @@ def plan(
 
     (`hvkf STAGE plan` is another thing: it divides one stage's work into parts.)
 
-    hvkf plan --config configs/hunyuan-720p.yaml --gpu a100-80gb --gpus 8 --sharding all
-
+    \b
+    hvkf plan --config configs/hunyuan-720p.yaml --gpu a100-80gb --gpus 8
     hvkf plan --config mine.yaml --data.batch_size=2 --clips 5000 --json
     """
     settings = read_config(context, config, workspace)

@@ -1,4 +1,4 @@
-"""Running a plan's parts from the command line, with progress bars."""
+"""Running a plan's parts from the command line, with their progress."""
 
 from hvkf import ledger
 from hvkf.jobs.run import run_plan
@@ -9,11 +9,11 @@ from hvkf.storage import Store
 
 
 def run_parts(plan: Plan, store: Store) -> None:
-    """Store the plan for its workers and run its parts; bars and words go to the terminal.
+    """Store the plan for its workers and run its parts; progress and words go to standard error.
 
     Raises:
-        HvkfError: the fault that ended the job.
+        HvkfError: the error that ended the job.
     """
     ledger.put_plan(store, plan)
-    with display() as bars:
-        run_plan(plan, store, Listener(WorkerBars(bars).show, bars.console.print))
+    with display() as shown:
+        run_plan(plan, store, Listener(WorkerBars(shown).show, shown.say))

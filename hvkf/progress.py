@@ -1,18 +1,24 @@
-"""Progress of long work: a bar for a person, or JSON lines for the process that waits for it."""
+"""Progress of long work: bars for a person, lines for a file, JSON for the process that waits."""
 
 import json
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import rich.progress as bars
 from rich.console import Console
+from rich.markup import escape
+
+from hvkf.verbosity import Verbosity, verbosity
 
 PROGRESS_VARIABLE = "HVKF_PROGRESS"
 LINE_PREFIX = "@progress "
 MIN_INTERVAL_S = 0.2
+LINE_INTERVAL_S = 30.0
 
 
 class Progress:
@@ -38,62 +44,158 @@ class Progress:
             self._show(self, note)
 
 
-def display() -> bars.Progress:
-    """Make the terminal display that all progress bars of hvkf share."""
-    return bars.Progress(
-        bars.TextColumn("{task.description:<10}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
+class Display(Protocol):
+    """Where people see several tasks proceed, and what workers say."""
+
+    def __enter__(self) -> "Display":
+        """Begin."""
+
+    def __exit__(self, *error: object) -> None:
+        """End; what was shown last stays."""
+
+    def show(self, task: str, event: dict[str, Any]) -> None:
+        """Show how far a task is: `event` has label, done, total, failed and note."""
+
+    def say(self, line: str) -> None:
+        """Print a line as it is: never wrapped, cut or coloured."""
+
+
+def display() -> Display:
+    """Choose what fits standard error: bars in a terminal, a line now and then in a file."""
+    if verbosity() == Verbosity.QUIET:
+        return Silence()
+    return Bars(Console(stderr=True)) if sys.stderr.isatty() else Lines()
+
+
+class Bars:
+    """A bar for each task, in a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = bars.Progress(
+            bars.TextColumn("{task.description:<10}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._tasks: dict[str, bars.TaskID] = {}
+
+    def __enter__(self) -> "Bars":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def show(self, task: str, event: dict[str, Any]) -> None:
+        """See `Display`."""
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(event["label"], total=None, note="")
+        note = escape(str(event["note"]))
+        if event["failed"]:
+            note = f"[red]{event['failed']} failed[/red] {note}"
+        number = self._tasks[task]
+        self._progress.update(number, total=event["total"], completed=event["done"], note=note)
+
+    def say(self, line: str) -> None:
+        """See `Display`."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Lines:
+    """For files and pipes: a line for each task as it begins and ends, and every half minute.
+
+    The half minutes are counted in a thread, so that work which says nothing for long is told of.
+    """
+
+    def __init__(self) -> None:
+        self._begun_s = time.monotonic()
+        self._running: dict[str, dict[str, Any]] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="progress lines", daemon=True)
+
+    def __enter__(self) -> "Lines":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def show(self, task: str, event: dict[str, Any]) -> None:
+        """See `Display`."""
+        is_new = task not in self._running
+        self._running[task] = event
+        if is_new or event["done"] >= event["total"]:
+            self._tell(event)
+
+    def say(self, line: str) -> None:
+        """See `Display`."""
+        print(line, file=sys.stderr, flush=True)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        failed = f", {event['failed']} failed" if event["failed"] else ""
+        note = f" ({event['note']})" if event["note"] else ""
+        seconds = f"{time.monotonic() - self._begun_s:.0f} s"
+        self.say(f"{event['label']}: {event['done']} of {event['total']}{failed}, {seconds}{note}")
+
+    def _repeat(self) -> None:
+        while not self._ended.wait(LINE_INTERVAL_S):
+            for event in list(self._running.values()):
+                if event["done"] < event["total"]:
+                    self._tell(event)
+
+
+class Silence:
+    """Shows nothing: `--quiet`."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was begun."""
+
+    def show(self, task: str, event: dict[str, Any]) -> None:
+        """See `Display`."""
+
+    def say(self, line: str) -> None:
+        """See `Display`."""
 
 
 class WorkerBars:
-    """A bar for each worker of a job, moved by the lines that the workers print."""
+    """Each worker of a job as a task of a display, moved by the lines that the workers print."""
 
-    def __init__(self, shown: bars.Progress) -> None:
+    def __init__(self, shown: Display) -> None:
         self._shown = shown
-        self._tasks: dict[int, bars.TaskID] = {}
 
     def show(self, worker: int, event: dict[str, Any]) -> None:
-        """Move a worker's bar to what its line said."""
-        if worker not in self._tasks:
-            self._tasks[worker] = self._shown.add_task(event["label"], total=None, note="")
-        task = self._tasks[worker]
-        note = _with_failures(event["note"], event["failed"])
-        self._shown.update(task, total=event["total"], completed=event["done"], note=note)
-
-
-def _with_failures(note: str, failed: int) -> str:
-    return f"[red]{failed} failed[/red] {note}" if failed else note
+        """Move a worker's task to what its line said."""
+        self._shown.show(str(worker), event)
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Progress]:
     """Show how `total` units of work proceed: as lines if this process was started for that."""
     if os.environ.get(PROGRESS_VARIABLE) == "lines":
-        yield Progress(total, lambda counted, note: _print_line(label, counted, note))
+        yield Progress(total, lambda counted, note: _print_line(_event(label, counted, note)))
         return
     with display() as shown:
-        task = shown.add_task(label, total=total, note="")
-
-        def show(counted: Progress, note: str) -> None:
-            shown.update(task, completed=counted.done, note=_with_failures(note, counted.failed))
-
-        yield Progress(total, show)
+        yield Progress(total, lambda counted, note: shown.show(label, _event(label, counted, note)))
 
 
-def _print_line(label: str, counted: Progress, note: str) -> None:
-    event = {
+def _event(label: str, counted: Progress, note: str) -> dict[str, Any]:
+    return {
         "label": label,
         "done": counted.done,
         "total": counted.total,
         "failed": counted.failed,
         "note": note,
     }
+
+
+def _print_line(event: dict[str, Any]) -> None:
     print(LINE_PREFIX + json.dumps(event), flush=True)
 
 
@@ -101,8 +203,5 @@ def parse_line(line: str) -> dict[str, object] | None:
     """Read a line that `progress` printed; None where it is any other output."""
     if not line.startswith(LINE_PREFIX):
         return None
-    try:
-        event = json.loads(line[len(LINE_PREFIX) :])
-    except ValueError:  # its writer was killed amid the line
-        return None
+    event = json.loads(line[len(LINE_PREFIX) :])
     return event if isinstance(event, dict) else None

@@ -29,6 +29,7 @@ from hvkf.training.lineage import read_lineage, seen_held_out
 registry_app = typer.Typer(
     help="Which LoRA is in use under a name: list, show, promote, rollback, diff.",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 NameArgument = Annotated[str, typer.Argument(help="The name that LoRAs are registered under.")]
 ByOption = Annotated[

@@ -2,7 +2,8 @@
 
 import shlex
 
-from hvkf.cli import app, split_overrides
+from hvkf.cli import app
+from hvkf.command_options import split_overrides
 
 
 def run_command(*arguments: str) -> None:

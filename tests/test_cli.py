@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hvkf.cli import STAGES, split_overrides
+from hvkf.cli import STAGES
+from hvkf.command_options import split_overrides
 from tests.workspaces import TINY, write_clip, write_dataset, write_table
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hvkf import cli
+from hvkf.command_options import split_overrides
 from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.jobs.spec import fault_of
@@ -136,7 +137,7 @@ def test_a_setting_without_a_value_takes_no_option_for_one(ended: Ended, words: 
 
 
 def test_what_follows_two_dashes_is_no_setting() -> None:
-    assert cli.split_overrides(["a", "--", "--b.c=1"]) == (["a", "--", "--b.c=1"], [])
+    assert split_overrides(["a", "--", "--b.c=1"]) == (["a", "--", "--b.c=1"], [])
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

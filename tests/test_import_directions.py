@@ -21,6 +21,7 @@ LEVELS = [
         "hvkf.verify",
         "hvkf.verify_records",
         "hvkf.garbage",
+        "hvkf.general_options",
         "hvkf.infer",
         "hvkf.reference_commands",
         "hvkf.registry_commands",
@@ -29,6 +30,7 @@ LEVELS = [
         "hvkf.plan_command",
         "hvkf.plan_runner",
         "hvkf.render_commands",
+        "hvkf.settings_command",
         "flows",
     },
     {
@@ -87,6 +89,7 @@ LEVELS = [
         "hvkf.secret_text",
         "hvkf.setting_values",
         "hvkf.shown",
+        "hvkf.verbosity",
         "hvkf.yaml_text",
         "hvkf.redaction",
         "hvkf.progress",

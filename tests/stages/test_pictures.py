@@ -18,7 +18,6 @@ from hvkf.stages.previews import HEIGHT, MAX_FRAMES, Preview, preview_path
 from hvkf.stages.render_records import ManifestRecord
 from hvkf.storage import FolderStore
 from hvkf.training.losses import write_losses
-from hvkf.video import write_mp4
 from tests.workspaces import small_config, write_dataset
 
 
