@@ -16,7 +16,8 @@ Settings come from a YAML file (`--config FILE`) and from overrides on the comma
 refused with the nearest valid one, and so are keys given twice.
 
 A setting's own type says how its text on the command line is read. Text is taken as it stands,
-whatever is in it. Lists are `[a, "b, c"]`, or one item without brackets; mappings and whole sections are
+whatever is in it. Lists are `[a, "b, c"]`, or one item without brackets; mappings and whole
+sections are
 `{a: 1, b: 2}`. `null` unsets a setting that may be unset, on the command line and in files. `~` and
 `~user` at the beginning of a path are home folders.
 

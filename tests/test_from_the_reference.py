@@ -14,7 +14,8 @@ import typer
 import yaml
 from PIL import Image
 
-from hvkf.cli import STAGES, app, split_overrides
+from hvkf.cli import STAGES, app
+from hvkf.command_options import split_overrides
 from hvkf.config_file import known_keys, load_config
 from hvkf.storage import FolderStore
 from hvkf.training.runs import read_result

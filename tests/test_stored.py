@@ -20,6 +20,7 @@ PATH = "runs/test/step-00000004/commit.json"
 # Decoders of what is no stored record: users' tables, models' files, the API, MDS indexes.
 OTHER_FORMATS = {
     "jobs/kubernetes.py",
+    "jobs/one_at_a_time.py",  # who holds a lock of this machine
     "jobs/kubernetes_access.py",
     "manifest_cells.py",
     "manifest_files.py",
