@@ -23,7 +23,7 @@ OTHER_FORMATS = {
     "jobs/one_at_a_time.py",  # who holds a lock of this machine
     "jobs/kubernetes_access.py",
     "manifest_cells.py",
-    "manifest_files.py",
+    "parquet_rows.py",
     "mds_index.py",
     "model/lora_file.py",
     "model/tiny_text.py",
@@ -31,7 +31,7 @@ OTHER_FORMATS = {
     "progress.py",
     "shards.py",
     "stages/render_results.py",  # a cell of a row
-    "tables.py",
+    "table_files.py",
     "training/items.py",
     "training/sharding.py",
 }
