@@ -200,6 +200,9 @@ def _train_as_rank(config: Config, store: Store) -> None:
 
 
 def _stop(signum: int, frame: object) -> None:
+    # Once: a second signal (a process group and its parent both send one) must not cut off the
+    # saving of what was done. Who cannot wait for it sends SIGKILL.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Stopped("Told to stop; the same command goes on from here.")
 
 
@@ -343,7 +346,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         words, overrides = split_overrides(arguments)
         code = app(args=words, obj=overrides, standalone_mode=False)
-    except HvkfError as error:
+    except (HvkfError, Stopped) as error:
         return _end(error)
     except UsageError as error:
         return _end(BadInput(_explain_usage(error)))
@@ -356,7 +359,7 @@ def run_command(arguments: Sequence[str]) -> int:
     return int(code or 0)
 
 
-def _end(error: HvkfError) -> int:
+def _end(error: HvkfError | Stopped) -> int:
     sentence = " ".join(str(error).split()) or f"{type(error).__name__}, and nothing more is known."
     print(f"{ERROR_PREFIX}{sentence}", file=sys.stderr)
     return error.exit_code

@@ -69,6 +69,10 @@ KINDS = (
     Kind("render records", "renders/ledger/*.json", _again("submit")),
     Kind("rendered files", "renders/*/*", _again("submit")),
     Kind("claims", "claims/render/*/#.json", "delete it: its row may be tried again"),
+    Kind("crashes", "claims/crashes/*.json", "delete it: a row may be tried again"),
+    Kind("deletions", "gc/#.json", f"{RESTORE}, or delete it while no `hvkf gc` is at work"),
+    Kind("leases", "uses/work/*.json", "delete it when its process has ended"),
+    Kind("open plans", "uses/plans/*.json", "delete it"),
     Kind("timings", "timings/**.json", "delete it: only estimates need it"),
 )
 

@@ -10,8 +10,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+from hvkf.crashes import (
+    WORKER_VARIABLE,
+    crash_of,
+    new_worker_name,
+    note_crash,
+    num_oom_kills,
+)
 from hvkf.distributed import launch_command
-from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
+from hvkf.errors import BadInput, HvkfError, TryAgain, WorkStopped
 from hvkf.jobs.spec import ERROR_PREFIX, JobSpec, Listener, fault_of, job_for
 from hvkf.jobs.turns import LocalOrder, Turns, local_order
 from hvkf.ledger import ATTEMPT_VARIABLE, pending_parts
@@ -24,9 +31,10 @@ STOP_GRACE_S = 30.0
 
 
 class Worker(NamedTuple):
-    """A process and what it was given to do."""
+    """A process, the name under which its crash would be noted, and what it was given to do."""
 
     process: subprocess.Popen[str]
+    name: str
     parts: tuple[int, ...]
 
 
@@ -49,8 +57,8 @@ def run_plan(plan: Plan, store: Store, listener: Listener) -> None:
             starts.update(part.index for part in parts)
             job = job_for(plan, store.url, parts, attempt)
             with _turn(order, job, listener):
-                fault = _run_job(job, listener)
-            if isinstance(fault, Stopped):
+                fault = _run_job(job, store, listener)
+            if isinstance(fault, WorkStopped):
                 raise fault
             left = pending_parts(store, plan)
             is_spent = any(starts[part.index] >= job.jobs.max_attempts for part in left)
@@ -104,15 +112,17 @@ def worker_environment(job: JobSpec, num_workers: int) -> dict[str, str]:
     }
 
 
-def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
+def _run_job(job: JobSpec, store: Store, listener: Listener) -> HvkfError | None:
     """Start the job's workers, relay what they say, and return the worst fault."""
     assert job.parts is not None
     shares = share_out(job.parts, 1 if job.is_gang else job.jobs.workers)
     environment = worker_environment(job, job.jobs.workers if job.is_gang else len(shares))
-    workers = [Worker(_start(worker_command(job, share), environment), share) for share in shares]
+    num_killed = num_oom_kills()
+    workers = [_start(job, share, environment) for share in shares]
     lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
     for index, worker in enumerate(workers):
-        threading.Thread(target=_read_lines, args=(index, worker, lines), daemon=True).start()
+        watching = (index, worker, store, num_killed, lines)
+        threading.Thread(target=_watch, args=watching, daemon=True).start()
     try:
         last_words = _relay(lines, len(workers), listener)
     except BaseException:
@@ -128,29 +138,47 @@ def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
 
 def _severity(fault: HvkfError) -> int:
     """Order faults by how little another attempt can help."""
-    return {TryAgain.exit_code: 0, Stopped.exit_code: 2, BadInput.exit_code: 3}.get(
+    return {TryAgain.exit_code: 0, WorkStopped.exit_code: 2, BadInput.exit_code: 3}.get(
         fault.exit_code, 1
     )
 
 
-def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command,
-        env=environment,
+def _start(job: JobSpec, share: tuple[int, ...], environment: dict[str, str]) -> Worker:
+    name = new_worker_name(job.name)
+    process = subprocess.Popen(
+        worker_command(job, share),
+        env={**environment, WORKER_VARIABLE: name},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
+    return Worker(process, name, share)
 
 
-def _read_lines(index: int, worker: Worker, lines: "queue.Queue[tuple[int, str | None]]") -> None:
+def _watch(
+    index: int,
+    worker: Worker,
+    store: Store,
+    num_killed: int,
+    lines: "queue.Queue[tuple[int, str | None]]",
+) -> None:
+    """Pass on what a worker says, and note how it ended if it crashed."""
     assert worker.process.stdout is not None
-    with worker.process.stdout as output:
-        for line in output:
-            lines.put((index, line.rstrip("\n")))
-    lines.put((index, None))
+    try:
+        with worker.process.stdout as output:
+            for line in output:
+                lines.put((index, line.rstrip("\n")))
+        code = worker.process.wait()
+        how = crash_of(code, ran_out_of_memory=num_oom_kills() > num_killed)
+        if how is not None:
+            lines.put((index, f"worker {worker.name} crashed: {how}"))
+            note_crash(store, worker.name, how)
+    except (HvkfError, OSError) as error:
+        lines.put((index, f"The end of worker {worker.name} could not be noted: {error}"))
+    finally:
+        lines.put((index, None))
 
 
 def _relay(

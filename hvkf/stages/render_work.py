@@ -50,14 +50,22 @@ def work_off(
         soonest_s: float | None = None
         worked = False
         for task in remaining:
-            if batch and (len(batch) == batch_size or not _go_together(batch[0], task)):
+            if batch and (
+                len(batch) == batch_size
+                or claims.must_be_alone(batch[0].identity)
+                or not _go_together(batch[0], task)
+            ):
                 given_up = yield Render(tuple(batch))
                 later += [done for done in batch if done.identity not in given_up]
                 batch, worked = [], True
-            answer = _take(task, store, claims, attempt)
+            answer = _take(task, store, claims, attempt, together=batch_size > 1)
             if isinstance(answer, Busy):
                 later.append(task)
                 soonest_s = min(answer.until_s, soonest_s or answer.until_s)
+            elif answer and batch and claims.must_be_alone(task.identity):
+                claims.end(task.identity, "released")  # its turn comes when these are done
+                later.append(task)
+                soonest_s = clock()
             elif answer:
                 batch.append(task)
         if batch:
@@ -71,14 +79,16 @@ def work_off(
             yield Wait(max(SHORTEST_WAIT_S, min(soonest_s - clock(), longest_s)))
 
 
-def _take(task: RenderTask, store: Store, claims: Claims, attempt: str) -> Busy | bool:
+def _take(
+    task: RenderTask, store: Store, claims: Claims, attempt: str, *, together: bool
+) -> Busy | bool:
     """Take a row: True when it is this worker's now, False when there is nothing left to do.
 
     A row that failed too often gets its record here.
     """
     if store.exists(record_path(task.identity)):
         return False
-    answer = claims.take(task.identity)
+    answer = claims.take(task.identity, together=together)
     if isinstance(answer, Busy):
         return answer
     if isinstance(answer, SetAside):

@@ -65,7 +65,7 @@ class Jobs:
         self.done: list[tuple[str, tuple[int, ...]]] = []
         self.faults: dict[int, list[Exception]] = {}
 
-    def __call__(self, job: JobSpec, listener: Listener) -> object:
+    def __call__(self, job: JobSpec, store: FolderStore, listener: Listener) -> object:
         assert job.parts is not None
         time.sleep(self.seconds)
         self.done.append((job.plan, job.parts))
