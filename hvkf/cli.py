@@ -38,6 +38,7 @@ from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.shown import shown, shown_name
 from hvkf.storage import Store, open_store
+from hvkf.uses import at_work, close_plan
 
 INTERRUPTED_CODE = 130
 OVERRIDE_NAME = re.compile(r"--[^-.\s][^\s]*\.[^\s]*")
@@ -104,10 +105,16 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def run_stage(stage: str, config: Config, store: Store) -> Summary:
     """Plan a stage, run its parts in processes of this machine, and commit."""
     module = stage_module(stage)
-    plan: Plan = module.plan(config, store)
-    if plan.committed is None and plan.parts:
-        run_parts(plan, store)
-    summary: Summary = module.commit(plan, store)
+    with at_work(store, f"hvkf {stage}"):
+        plan: Plan = module.plan(config, store)
+        if plan.committed is None and plan.parts:
+            run_parts(plan, store)
+        return _commit(stage, plan, store)
+
+
+def _commit(stage: str, plan: Plan, store: Store) -> Summary:
+    summary: Summary = stage_module(stage).commit(plan, store)
+    close_plan(store, plan)
     return summary
 
 
@@ -150,9 +157,11 @@ def _stage_command(stage: str) -> None:
         store = open_store(workspace)
         found = ledger.read_plan(store, stage, plan)
         if step == Step.COMMIT:
-            print(stage_module(stage).commit(found, store).model_dump_json())
+            with at_work(store, f"hvkf {stage} commit"):
+                print(_commit(stage, found, store).model_dump_json())
         else:
-            _run_parts(stage, found, store, parts, index)
+            with at_work(store, f"a worker of hvkf {stage}"):
+                _run_parts(stage, found, store, parts, index)
 
     command.__doc__ = STAGES[stage]
     app.command(name=stage, epilog=EPILOG)(command)
@@ -161,10 +170,11 @@ def _stage_command(stage: str) -> None:
 def _planned(stage: str, config: Config, store: Store) -> str:
     """Plan, keep the plan in the workspace, and return it without its parts' work."""
     module = stage_module(stage)
-    plan: Plan = module.plan(config, store)
-    done = module.commit(plan, store) if plan.committed is not None else None
-    if done is None:
-        ledger.put_plan(store, plan)
+    with at_work(store, f"hvkf {stage} plan"):
+        plan: Plan = module.plan(config, store)
+        done = module.commit(plan, store) if plan.committed is not None else None
+        if done is None:
+            ledger.put_plan(store, plan)
     return Planned(
         plan=plan.digest,
         workspace=store.url,
@@ -194,7 +204,8 @@ def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None, index: i
 
 def _train_as_rank(config: Config, store: Store) -> None:
     """Train in this process, one of several that torchrun or `accelerate launch` started."""
-    summary = stage_module("train").run_as_rank(config, store)
+    with at_work(store, "hvkf train"):
+        summary = stage_module("train").run_as_rank(config, store)
     if rank() == 0:
         print(summary.text)
 
@@ -262,21 +273,27 @@ def gc(
     yes: YesOption = False,
 ) -> None:
     """Lists what nothing refers to (killed workers, old settings), and removes it if asked."""
-    from hvkf.garbage import find_garbage
+    from hvkf.garbage import (
+        GarbageFile,
+        find_garbage,
+        refuse_while_at_work,
+        remove_garbage,
+    )
 
     store = open_store(read_config(context, config, workspace).workspace)
     print(f"workspace {store.url}")
     garbage = find_garbage(store, older_than_hours * 3600)
-    for path, size in garbage:
-        print(f"{size:>12} {path}")
-    if delete and garbage:
-        ask_before_deleting(f"Delete these {len(garbage)} objects of {store.url}?", yes=yes)
-        for path, _ in garbage:
-            store.delete(path)
-    total_mb = sum(size for _, size in garbage) / 1e6
-    print(
-        f"{len(garbage)} objects, {total_mb:.1f} MB {'removed' if delete else 'can go: --delete'}"
-    )
+    for path in garbage.foreign:
+        print(f"not of hvkf, left alone: {path}")
+    for file in garbage.files:
+        print(f"{file.size:>12} {file.path}")
+    files: Sequence[GarbageFile] = garbage.files
+    if delete and files:
+        refuse_while_at_work(store)  # before somebody is asked for nothing
+        ask_before_deleting(f"Delete these {len(files)} objects of {store.url}?", yes=yes)
+        files = remove_garbage(store, garbage)
+    total_mb = sum(file.size for file in files) / 1e6
+    print(f"{len(files)} objects, {total_mb:.1f} MB {'removed' if delete else 'can go: --delete'}")
 
 
 app.add_typer(jobs_app, name="jobs")

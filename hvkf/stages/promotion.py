@@ -3,6 +3,7 @@
 import getpass
 import os
 import socket
+from pathlib import Path
 
 from hvkf.errors import BadInput
 from hvkf.loras import Lora, local_lora_file
@@ -12,11 +13,13 @@ from hvkf.registry import (
     Version,
     keep_lora,
     lora_folder,
+    lora_path,
     promote,
 )
 from hvkf.stages.model_card import SAMPLES_NAME, draw_samples, model_card
 from hvkf.storage import Store
 from hvkf.training.runs import read_run
+from hvkf.uses import at_work
 
 RUN_NAME = "run.json"
 
@@ -57,11 +60,18 @@ def put_into_use(
     """Keep a LoRA's file, write its model card beside it, and promote it.
 
     Raises:
-        TryAgain: meanwhile another version came into use.
+        OutOfDate: meanwhile another version came into use.
         BadInput, CorruptData: the LoRA's file is gone or has other bytes.
     """
     file = local_lora_file(lora, store)
     assert file is not None
+    with at_work(store, f"the promotion of {name}"):
+        return _put_into_use(store, name, file, lora, candidate, over)
+
+
+def _put_into_use(
+    store: Store, name: str, file: Path, lora: Lora, candidate: Candidate, over: int
+) -> Version:
     keep_lora(store, file, candidate.lora_sha256)
     run = None if lora.run_id is None else read_run(store, lora.run_id)
     folder = lora_folder(candidate.lora_sha256)
@@ -72,4 +82,8 @@ def put_into_use(
     store.put(f"{folder}/{CARD_NAME}", card.encode())
     if run is not None:
         store.put(f"{folder}/{RUN_NAME}", run.to_json())
-    return promote(store, name, candidate, over=over)
+    version = promote(store, name, candidate, over=over)
+    # `hvkf gc` reads the histories before it deletes: it kept the file, or it is put there again.
+    if not store.exists(lora_path(candidate.lora_sha256)):
+        keep_lora(store, file, candidate.lora_sha256)
+    return version
