@@ -9,6 +9,7 @@ Exception
     ├── OwnError (70)        an exception that hvkf does not know: an error of hvkf itself
     ├── AlreadyExists        a conditional write found the place taken (never ends a process)
     ├── TryAgain (75)        an error that may pass: storage away, a peer lost
+    ├── GaveWay (76)         a worker ended its part early: somebody more urgent waits
     └── WorkStopped (143)    a worker, a job or a night was stopped; what was done is saved
 
 BaseException
@@ -59,6 +60,12 @@ class TryAgain(HvkfError):
     """A fault that may pass by itself."""
 
     exit_code = 75
+
+
+class GaveWay(HvkfError):
+    """A worker ended its part early, for somebody more urgent waits; the rest comes later."""
+
+    exit_code = 76
 
 
 class WorkStopped(HvkfError):

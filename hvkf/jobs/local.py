@@ -18,9 +18,9 @@ from hvkf.crashes import (
     num_oom_kills,
 )
 from hvkf.distributed import launch_command
-from hvkf.errors import BadInput, HvkfError, TryAgain, WorkStopped
+from hvkf.errors import BadInput, GaveWay, HvkfError, TryAgain, WorkStopped
 from hvkf.jobs.spec import ERROR_PREFIX, JobSpec, Listener, fault_of, job_for
-from hvkf.jobs.turns import LocalOrder, Turns, local_order
+from hvkf.jobs.turns import IN_TURNS, ORDER_VARIABLE, LocalOrder, Turns, local_order, order_file
 from hvkf.ledger import ATTEMPT_VARIABLE, pending_parts
 from hvkf.processes import PARENT_VARIABLE
 from hvkf.progress import PROGRESS_VARIABLE, parse_line
@@ -61,6 +61,9 @@ def run_plan(plan: Plan, store: Store, listener: Listener) -> None:
             if isinstance(fault, WorkStopped):
                 raise fault
             left = pending_parts(store, plan)
+            if isinstance(fault, GaveWay):  # a start that did what it should is none of those
+                starts.subtract(part.index for part in parts)
+                continue
             is_spent = any(starts[part.index] >= job.jobs.max_attempts for part in left)
             if isinstance(fault, BadInput) or is_spent:
                 unsaid = HvkfError(f"The job {job.name} ended without doing all its parts.")
@@ -77,8 +80,8 @@ def _turn(
     if order is None:
         return nullcontext()
 
-    def on_wait() -> None:
-        listener.on_log(f"{job.stage}: waits for its turn; another one works in {job.workspace}")
+    def on_wait(for_whom: str) -> None:
+        listener.on_log(f"{job.stage}: waits for its turn in {job.workspace}: {for_whom}")
 
     assert job.parts is not None
     return order.turn(len(job.parts), on_wait)
@@ -109,6 +112,7 @@ def worker_environment(job: JobSpec, num_workers: int) -> dict[str, str]:
         PROGRESS_VARIABLE: "lines",
         PARENT_VARIABLE: str(os.getpid()),
         ATTEMPT_VARIABLE: job.name,
+        ORDER_VARIABLE: str(order_file(job.workspace)) if job.stage in IN_TURNS else "",
     }
 
 
@@ -138,9 +142,12 @@ def _run_job(job: JobSpec, store: Store, listener: Listener) -> HvkfError | None
 
 def _severity(fault: HvkfError) -> int:
     """Order faults by how little another attempt can help."""
-    return {TryAgain.exit_code: 0, WorkStopped.exit_code: 2, BadInput.exit_code: 3}.get(
-        fault.exit_code, 1
-    )
+    return {
+        GaveWay.exit_code: -1,
+        TryAgain.exit_code: 0,
+        WorkStopped.exit_code: 2,
+        BadInput.exit_code: 3,
+    }.get(fault.exit_code, 1)
 
 
 def _start(job: JobSpec, share: tuple[int, ...], environment: dict[str, str]) -> Worker:
