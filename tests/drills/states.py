@@ -27,7 +27,7 @@ MADE = {
 
 
 def chain_config(folder: Path, metadata: Path) -> Config:
-    """Settings for the chain in `folder/workspace`, whose render reads a manifest beside the data."""
+    """Settings for the chain in `folder/workspace`; it renders a manifest beside the data."""
     pairs = metadata.parent / "pairs"
     return small_config(
         folder,

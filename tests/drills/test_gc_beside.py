@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hvkf.uses import close_plan
 from tests.drills.killing import stored_bytes
 from tests.drills.states import MADE, STAGES, chain_config, prepare_states
 
+PAUSE_S = 0.1
 LEFT = "scenes/left/32x32x5/0123456789ab-0123456789ab/index.json"
 
 
@@ -36,8 +38,7 @@ class Collector:
     def collect(self) -> None:
         try:
             self.num_deleted += len(remove_garbage(self._store, find_garbage(self._store, 0)))
-        except TryAgain as error:
-            assert "is at work since" in str(error)
+        except TryAgain:
             self.num_refused += 1
 
 
@@ -51,6 +52,7 @@ def run_part(plan: Plan, part: int, store: FolderStore, collector: Collector) ->
     )
     while worker.poll() is None:
         collector.collect()
+        time.sleep(PAUSE_S)
     assert worker.returncode == 0
 
 
@@ -60,7 +62,7 @@ def run_part(plan: Plan, part: int, store: FolderStore, collector: Collector) ->
 def test_gc_beside_a_stage_changes_nothing_of_its_result(
     stage: str, states: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Plan, parts and commit are processes of their own, as in a flow; gc comes between them too."""
+    """Plan, parts and commit are steps of their own, as in a flow; gc comes between them too."""
     config = chain_config(tmp_path, states["after"].parent / "data" / "metadata.csv")
     root = tmp_path / "workspace"
     shutil.copytree(states[stage], root)
