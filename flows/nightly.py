@@ -20,7 +20,7 @@ from flows.pipeline import Ran, lines_of, run_below
 from flows.server import wait_for_server
 from flows.stage import run_hvkf
 from hvkf.config import Config
-from hvkf.errors import HvkfError, Stopped
+from hvkf.errors import HvkfError, WorkStopped
 from hvkf.loras import REGISTRY_SCHEME
 from hvkf.nightly import Decision, Night, NightRecord, NightRefused, OutOfBudget
 from hvkf.records import Summary
@@ -114,7 +114,7 @@ def _kept_alive(night: Night, config: Config) -> Iterator[None]:
         while not ended.wait(pause_s):
             try:
                 night.renew()
-            except Stopped as fault:  # the night itself stops at its next step
+            except WorkStopped as fault:  # the night itself stops at its next step
                 logger.error(str(fault))
                 return
             except (HvkfError, OSError) as fault:

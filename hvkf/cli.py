@@ -43,6 +43,7 @@ from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.settings_command import add_commands as add_settings_command
 from hvkf.settings_command import help_of
 from hvkf.storage import Store, open_existing, open_store
+from hvkf.uses import at_work, close_plan
 from hvkf.verbosity import Verbosity, verbosity
 
 INTERRUPTED_CODE = 130
@@ -89,10 +90,16 @@ def stage_module(stage: str) -> ModuleType:
 def run_stage(stage: str, config: Config, store: Store) -> Summary:
     """Plan a stage, run its parts in processes of this machine, and commit."""
     module = stage_module(stage)
-    plan: Plan = module.plan(config, store)
-    if plan.committed is None and plan.parts:
-        run_parts(plan, store)
-    summary: Summary = module.commit(plan, store)
+    with at_work(store, f"hvkf {stage}"):
+        plan: Plan = module.plan(config, store)
+        if plan.committed is None and plan.parts:
+            run_parts(plan, store)
+        return _commit(stage, plan, store)
+
+
+def _commit(stage: str, plan: Plan, store: Store) -> Summary:
+    summary: Summary = stage_module(stage).commit(plan, store)
+    close_plan(store, plan)
     return summary
 
 
@@ -135,9 +142,11 @@ def _stage_command(stage: str) -> None:
         store = open_store(workspace)
         found = ledger.read_plan(store, stage, plan)
         if step == Step.COMMIT:
-            print(stage_module(stage).commit(found, store).model_dump_json())
+            with at_work(store, f"hvkf {stage} commit"):
+                print(_commit(stage, found, store).model_dump_json())
         else:
-            _run_parts(stage, found, store, parts, index)
+            with at_work(store, f"a worker of hvkf {stage}"):
+                _run_parts(stage, found, store, parts, index)
 
     command.__doc__ = STAGES[stage]
     app.command(name=stage, epilog=help_of(stage))(command)
@@ -146,10 +155,11 @@ def _stage_command(stage: str) -> None:
 def _planned(stage: str, config: Config, store: Store) -> str:
     """Plan, keep the plan in the workspace, and return it without its parts' work."""
     module = stage_module(stage)
-    plan: Plan = module.plan(config, store)
-    done = module.commit(plan, store) if plan.committed is not None else None
-    if done is None:
-        ledger.put_plan(store, plan)
+    with at_work(store, f"hvkf {stage} plan"):
+        plan: Plan = module.plan(config, store)
+        done = module.commit(plan, store) if plan.committed is not None else None
+        if done is None:
+            ledger.put_plan(store, plan)
     return Planned(
         plan=plan.digest,
         workspace=store.url,
@@ -180,12 +190,16 @@ def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None, index: i
 
 def _train_as_rank(config: Config, store: Store) -> None:
     """Train in this process, one of several that torchrun or `accelerate launch` started."""
-    summary = stage_module("train").run_as_rank(config, store)
+    with at_work(store, "hvkf train"):
+        summary = stage_module("train").run_as_rank(config, store)
     if rank() == 0:
         print(summary.text)
 
 
 def _stop(signum: int, frame: object) -> None:
+    # Once: a second signal (a process group and its parent both send one) must not cut off the
+    # saving of what was done. Who cannot wait for it sends SIGKILL.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Stopped("Told to stop; the same command goes on from here.")
 
 
@@ -260,21 +274,27 @@ def gc(
     yes: YesOption = False,
 ) -> None:
     """Lists what nothing refers to (killed workers, old settings), and removes it if asked."""
-    from hvkf.garbage import find_garbage
+    from hvkf.garbage import (
+        GarbageFile,
+        find_garbage,
+        refuse_while_at_work,
+        remove_garbage,
+    )
 
     store = open_existing(read_config(context, config, workspace).workspace)
     print(f"workspace {store.url}")
     garbage = find_garbage(store, older_than_hours * 3600)
-    for path, size in garbage:
-        print(f"{size:>12} {path}")
-    if delete and garbage:
-        ask_before_deleting(f"Delete these {len(garbage)} objects of {store.url}?", yes=yes)
-        for path, _ in garbage:
-            store.delete(path)
-    total_mb = sum(size for _, size in garbage) / 1e6
-    print(
-        f"{len(garbage)} objects, {total_mb:.1f} MB {'removed' if delete else 'can go: --delete'}"
-    )
+    for path in garbage.foreign:
+        print(f"not of hvkf, left alone: {path}")
+    for file in garbage.files:
+        print(f"{file.size:>12} {file.path}")
+    files: Sequence[GarbageFile] = garbage.files
+    if delete and files:
+        refuse_while_at_work(store)  # before somebody is asked for nothing
+        ask_before_deleting(f"Delete these {len(files)} objects of {store.url}?", yes=yes)
+        files = remove_garbage(store, garbage)
+    total_mb = sum(file.size for file in files) / 1e6
+    print(f"{len(files)} objects, {total_mb:.1f} MB {'removed' if delete else 'can go: --delete'}")
 
 
 app.add_typer(jobs_app, name="jobs")
@@ -374,7 +394,7 @@ def run_command(arguments: Sequence[str]) -> int:
         words, overrides = split_overrides(arguments)
         with missing_modules_told(f"`hvkf {' '.join(words[:1])}`"):
             code = app(args=words, obj=overrides, prog_name="hvkf", standalone_mode=False)
-    except HvkfError as error:
+    except (HvkfError, Stopped) as error:
         return _end(error)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `hvkf` alone: its message is the help
@@ -392,7 +412,7 @@ def run_command(arguments: Sequence[str]) -> int:
     return int(code or 0)
 
 
-def _end(error: HvkfError) -> int:
+def _end(error: HvkfError | Stopped) -> int:
     sentence = " ".join(str(error).split()) or f"{type(error).__name__}, and nothing more is known."
     print(f"{ERROR_PREFIX}{sentence}", file=sys.stderr)
     return error.exit_code

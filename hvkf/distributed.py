@@ -102,7 +102,7 @@ def exit_code_recorded() -> Iterator[None]:
     try:
         yield
         code = 0
-    except HvkfError as fault:
+    except (HvkfError, Stopped) as fault:
         code = fault.exit_code
         raise
     finally:

@@ -1,15 +1,23 @@
 """What can go wrong, as exceptions that carry the exit code of the process they end.
 
-HvkfError (1)
-├── BadInput (65)        what the user gave cannot work; retrying cannot help
-│   ├── ConfigError      a setting
-│   ├── MissingModule    a package that this environment lacks
-│   └── DiskFull         no room where the workspace or the scratch folder lies
-├── CorruptData (65)     stored bytes differ from what their record says
-├── OwnError (70)        an exception that hvkf does not know: an error of hvkf itself
-├── AlreadyExists        a conditional write found the place taken (never ends a process)
-├── TryAgain (75)        a fault that may pass: storage away, a peer lost
-└── Stopped (143)        told to stop; what was done is saved
+Exception
+└── HvkfError (1)
+    ├── BadInput (65)        what the user gave cannot work; retrying cannot help
+    │   ├── ConfigError      a setting
+    │   ├── MissingModule    a package that this environment lacks
+    │   └── DiskFull         no room where the workspace or the scratch folder lies
+    ├── CorruptData (65)     stored bytes differ from what their record says
+    ├── OwnError (70)        an exception that hvkf does not know: an error of hvkf itself
+    ├── AlreadyExists        a conditional write found the place taken (never ends a process)
+    ├── TryAgain (75)        an error that may pass: storage away, a peer lost
+    ├── GaveWay (76)         a worker ended its part early: somebody more urgent waits
+    └── WorkStopped (143)    a worker, a job or a night was stopped; what was done is saved
+
+BaseException
+└── Stopped (143)            this process was told to stop; what was done is saved
+
+`Stopped` is no `Exception`, as `KeyboardInterrupt` is none: SIGTERM raises it wherever the process
+is, and no `except Exception` around one row or one file may take it for that row's error.
 """
 
 from hvkf.redaction import without_secrets
@@ -67,7 +75,19 @@ class TryAgain(HvkfError):
     exit_code = 75
 
 
-class Stopped(HvkfError):
-    """The process was told to stop, and stopped after saving its work."""
+class GaveWay(HvkfError):
+    """A worker ended its part early, for somebody more urgent waits; the rest comes later."""
+
+    exit_code = 76
+
+
+class WorkStopped(HvkfError):
+    """Another process was told to stop, or a night was, and what was done is saved."""
+
+    exit_code = 143
+
+
+class Stopped(BaseException):
+    """This process was told to stop, and stops after saving its work."""
 
     exit_code = 143

@@ -1,6 +1,10 @@
 """Whether a process of this machine still runs, told apart from a later one of the same number."""
 
 import os
+import socket
+import uuid
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -16,6 +20,17 @@ class ProcessMark(NamedTuple):
 
     number: int
     started_s: float
+
+
+@cache
+def machine_name() -> str:
+    """Name this machine's process numbers: containers have their own, under any host name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return f"{socket.gethostname()}/{uuid.getnode()}"
+    return f"{socket.gethostname()}/{boot}/{namespace}"
 
 
 def this_process() -> ProcessMark:

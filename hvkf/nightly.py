@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 
 from hvkf.catalog import newest_catalog
 from hvkf.config import Config
-from hvkf.errors import AlreadyExists, BadInput, HvkfError, Stopped
+from hvkf.errors import AlreadyExists, BadInput, HvkfError, WorkStopped
 from hvkf.journal import note_completed
-from hvkf.ledger import numbered
+from hvkf.ledger_paths import numbered, numbered_path
 from hvkf.loras import NONE
 from hvkf.records import FORMAT_VERSION, Record, Summary, digest
 from hvkf.settings.jobs import StageJobs
@@ -90,13 +90,13 @@ class NightRefused(BadInput):
     """Another night of the same name is running."""
 
 
-class OutOfBudget(Stopped):
+class OutOfBudget(WorkStopped):
     """The night's budget is spent."""
 
 
 def night_path(name: str, number: int) -> str:
     """Where a night's record lies."""
-    return f"{FOLDER}/{name}/{number:06d}.json"
+    return numbered_path(f"{FOLDER}/{name}", number)
 
 
 def nights(store: Store, name: str) -> list[NightRecord]:
@@ -176,11 +176,11 @@ class Night:
         """Say that this night is alive, and what it has used; call it a few times a lease.
 
         Raises:
-            Stopped: it was silent for so long that another night began.
+            WorkStopped: it was silent for so long that another night began.
         """
         name, number = self.record.name, self.record.number
         if self._store.exists(night_path(name, number + 1)):
-            raise Stopped(
+            raise WorkStopped(
                 f"Night {number} of {name!r} was silent for longer than nightly.lease_minutes="
                 f"{self._config.nightly.lease_minutes:g}, and night {number + 1} began: it goes on."
             )
@@ -209,7 +209,7 @@ class Night:
         except OutOfBudget as fault:
             outcome, reason = Outcome.STOPPED, str(fault)
         except HvkfError as fault:
-            stopped = isinstance(fault, Stopped)
+            stopped = isinstance(fault, WorkStopped)
             self._end(Outcome.STOPPED if stopped else Outcome.FAILED, str(fault))
             raise
         except BaseException as fault:  # told to stop by whoever runs this: the next may begin

@@ -12,6 +12,7 @@ from hvkf.errors import BadInput, ConfigError
 from hvkf.settings.experiment import ModelConfig
 from hvkf.shown import shown
 from hvkf.storage import Store, open_folder, open_store
+from hvkf.uses import at_work
 
 
 class LoraLayout(StrEnum):
@@ -63,7 +64,8 @@ def import_cache(
     from hvkf.stages.import_cache import import_caches  # torch and `streaming`
 
     store = open_store(settings.workspace)
-    print(import_caches(settings, store, folders, same_within).text)
+    with at_work(store, "hvkf import-cache"):
+        print(import_caches(settings, store, folders, same_within).text)
 
 
 def infer(

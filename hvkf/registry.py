@@ -28,6 +28,10 @@ CARD_NAME = "README.md"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+class OutOfDate(TryAgain):
+    """Another version came into use while something was decided about the one before."""
+
+
 class Candidate(Record):
     """A LoRA that may be promoted, and all that its promotion is to be remembered by.
 
@@ -219,7 +223,7 @@ def promote(
         now: The time, for tests.
 
     Raises:
-        TryAgain: meanwhile another version came into use, so this decision is out of date.
+        OutOfDate: meanwhile another version came into use.
         CorruptData: the LoRA's file is gone or has other bytes.
     """
     found = find_registered(store, name)
@@ -255,7 +259,7 @@ def rollback(
     Raises:
         BadInput: there is nothing to go back to, or it is in use.
         CorruptData: the LoRA to go back to is gone or has other bytes.
-        TryAgain: meanwhile another version came into use.
+        OutOfDate: meanwhile another version came into use.
     """
     found = read_registered(store, name)
     present = found.in_use
@@ -318,8 +322,8 @@ def _bytes_of(store: Store, found: Registered) -> bytes:
     return data if decode_record(data, path, Registered, fix) == found else found.to_json()
 
 
-def _out_of_date(name: str, over: int, in_use: int) -> TryAgain:
-    return TryAgain(
+def _out_of_date(name: str, over: int, in_use: int) -> OutOfDate:
+    return OutOfDate(
         f"{name!r} went from version {over} to {in_use} while this was decided, so it was not "
         "changed: decide anew against what is in use now (`hvkf registry show`, or evaluate again)."
     )

@@ -7,9 +7,11 @@ import typer
 
 from hvkf.command_options import EPILOG, ConfigOption, WorkspaceOption, read_config
 from hvkf.errors import BadInput
+from hvkf.ledger import on_conflict_again
 from hvkf.loras import Lora, resolve_lora
 from hvkf.records import RunRecord
 from hvkf.registry import (
+    OutOfDate,
     Registered,
     Version,
     differences,
@@ -102,12 +104,17 @@ def promote(
 ) -> None:
     """Puts a LoRA into use by a person's decision; `hvkf gate` decides by an evaluation."""
     store = _store(context, config, workspace)
-    before = find_registered(store, name)
     found = resolve_lora(lora, store)
     _refuse_contaminated(store, found)
     candidate = candidate_of(store, found, decided_by=by or person(), note=note)
-    over = 0 if before is None else before.in_use.version
-    version = put_into_use(store, name, found, candidate, over=over)
+
+    def put() -> Version:
+        before = find_registered(store, name)
+        over = 0 if before is None else before.in_use.version
+        return put_into_use(store, name, found, candidate, over=over)
+
+    # A person's decision does not rest on what was in use: of two at once, both stand, in order.
+    version = on_conflict_again(put, f"{name!r}", OutOfDate)
     print(f"{name} uses version {version.version}, {version.origin}")
 
 

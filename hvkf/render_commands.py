@@ -12,6 +12,7 @@ from hvkf.errors import BadInput
 from hvkf.plan_runner import run_parts
 from hvkf.records import digest
 from hvkf.storage import Store, open_existing, open_store
+from hvkf.uses import at_work, close_plan
 
 SUBMIT_EPILOG = (
     "A manifest is a CSV, TSV, JSON, JSONL or Parquet file whose rows have an id, a first_frame, a "
@@ -67,13 +68,15 @@ def submit(
     if checked.quote.groups:
         _ask(yes)
     root = manifest_folder(digest(render.plan_inputs(settings, checked)))
-    if failed:
-        render_again.forget_failures(store, root, failed)
-    quoted = render.plan_checked(settings, store, checked)
-    if quoted.plan.committed is None:
-        store.put(f"{root}/quote.json", quoted.quote.to_json())
-        run_parts(quoted.plan, store)
-    summary = render.commit(quoted.plan, store)
+    with at_work(store, "hvkf submit"):
+        if failed:
+            render_again.forget_failures(store, root, failed)
+        quoted = render.plan_checked(settings, store, checked)
+        if quoted.plan.committed is None:
+            store.put(f"{root}/quote.json", quoted.quote.to_json())
+            run_parts(quoted.plan, store)
+        summary = render.commit(quoted.plan, store)
+        close_plan(store, quoted.plan)
     print(summary.text)
     for name, link in summary.links.items():
         print(f"  {name}: {store.url}/{link}")

@@ -17,7 +17,8 @@ from streaming.base.format import reader_from_json
 from streaming.base.hashing import get_hash, is_hash
 
 from hvkf.errors import BadInput, CorruptData
-from hvkf.ledger import put_segment
+from hvkf.ledger import free_prefix, put_segment
+from hvkf.ledger_paths import shard_prefix
 from hvkf.mds_index import (
     INDEX_NAME,
     MdsFile,
@@ -94,7 +95,7 @@ class SegmentWriter:
         folder = self._folder / "mds"
         files = _file_entries(folder)
         content = digest([[entry.name, entry.sha256] for entry in files])
-        prefix = f"{root}/{self.bucket}/{self.segment_id[:12]}-{content[:12]}"
+        prefix = free_prefix(store, shard_prefix(root, self.bucket, self.segment_id, content))
         for entry in files:
             store.take(folder / entry.name, f"{prefix}/{entry.name}")
         record = SegmentRecord(

@@ -67,6 +67,9 @@ class Store(Protocol):
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the paths of all objects below the folder `prefix`, sorted."""
 
+    def list_root(self) -> Iterator[str]:
+        """Yield the objects that lie in no folder, but for the workspace's own: none of ours."""
+
     def list_partial(self) -> Iterator[str]:
         """Yield what killed writers left behind: never read, and not in `list`."""
 
@@ -196,6 +199,14 @@ class FolderStore:
                 if not name.startswith(TEMPORARY_PREFIX) and name != LOCK_NAME
             ]
         yield from sorted(found)
+
+    def list_root(self) -> Iterator[str]:
+        if self.root.is_dir():
+            found = (file.name for file in self.root.iterdir() if not file.is_dir())
+            own = (FORMAT_FILE, LOCK_NAME)
+            yield from sorted(
+                name for name in found if name not in own and not name.startswith(TEMPORARY_PREFIX)
+            )
 
     def list_partial(self) -> Iterator[str]:
         for file in sorted(self.root.rglob(f"{TEMPORARY_PREFIX}*")):

@@ -34,7 +34,7 @@ from hvkf.s3_errors import (
     is_transient,
     refusal,
 )
-from hvkf.storage import ObjectStat, into_place, safe_path
+from hvkf.storage import FORMAT_FILE, ObjectStat, into_place, safe_path
 from hvkf.user_files import check_size
 
 PATIENCE_S = 300.0
@@ -118,17 +118,24 @@ class S3Store:
         return ObjectStat(info["ContentLength"], f"etag:{info['ETag']}", modified_s)
 
     def list(self, prefix: str) -> Iterator[str]:
+        yield from self._listed(Prefix=f"{self._key(prefix)}/")
+
+    def list_root(self) -> Iterator[str]:
+        found = self._listed(Prefix=self._prefix, Delimiter="/")
+        yield from (name for name in found if name != FORMAT_FILE)
+
+    def _listed(self, **where: str) -> Sequence[str]:
         found: list[str] = []
         page: dict[str, str] = {}
         while True:
-            answer = self._call("list_objects_v2", Prefix=f"{self._key(prefix)}/", **page)
+            answer = self._call("list_objects_v2", **where, **page)
             found += [entry["Key"] for entry in answer.get("Contents", [])]
             if not answer.get("IsTruncated"):
                 break
             page = {"ContinuationToken": answer["NextContinuationToken"]}
         # A key with a slash at its end is a folder that some tool drew.
         names = [key.removeprefix(self._prefix) for key in found if not key.endswith("/")]
-        yield from sorted(names)
+        return sorted(names)
 
     def list_partial(self) -> Iterator[str]:
         yield from ()  # S3 shows no object before it is whole

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from hvkf import ledger, registry
 from hvkf.catalog import commits_folder
+from hvkf.crashes import CrashNote
 from hvkf.errors import CorruptData
 from hvkf.journal import JournalEntry, entry_path
+from hvkf.ledger_paths import segment_path
 from hvkf.nightly import NightRecord, night_path
 from hvkf.records import (
     CatalogCommit,
@@ -31,9 +33,11 @@ from hvkf.stages.render_cost import Quote, Timing
 from hvkf.stages.render_records import ManifestRecord, RenderRecord, record_path, render_folder
 from hvkf.storage import Store
 from hvkf.stored import open_parquet, read_record, refuse_object
+from hvkf.sweeps import Sweep
 from hvkf.training.lineage import TrainedOn
 from hvkf.training.losses import NAME as LOSSES_NAME
 from hvkf.training.runs import COMMIT_NAME, result_path, run_folder, step_name
+from hvkf.uses import PlanUse, WorkUse
 
 RECORDS: dict[str, type[Record]] = {
     "journal entries": JournalEntry,
@@ -60,6 +64,10 @@ RECORDS: dict[str, type[Record]] = {
     "render records": RenderRecord,
     "claims": ClaimRecord,
     "timings": Timing,
+    "crashes": CrashNote,
+    "deletions": Sweep,
+    "leases": WorkUse,
+    "open plans": PlanUse,
 }
 
 
@@ -149,9 +157,10 @@ def _(record: CatalogCommit, store: Store, path: str) -> Iterator[Claim]:
 @claims_of.register
 def _(record: DatasetCommit, store: Store, path: str) -> Iterator[Claim]:
     root = path.partition("/commits/")[0]
-    yield Claim(record.catalog, path, record.catalog_sha256)
+    if record.segments:  # the first commit of all says only that others follow
+        yield Claim(record.catalog, path, record.catalog_sha256)
     for segment in record.segments:
-        yield Claim(ledger.segment_path(root, segment), path)
+        yield Claim(segment_path(root, segment), path)
 
 
 @claims_of.register

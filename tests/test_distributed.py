@@ -96,7 +96,7 @@ def test_ranks_are_counted_by_the_launcher_or_the_configuration(
 
 @pytest.mark.parametrize("fault", [BadInput("x"), TryAgain("x"), Stopped("x"), ValueError("x")])
 def test_a_rank_records_its_exit_code(
-    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HVKF_EXIT_CODES", str(tmp_path))
     monkeypatch.setenv("RANK", "3")

@@ -7,7 +7,7 @@ import pytest
 
 from hvkf.catalog import commits_folder
 from hvkf.config import Config
-from hvkf.errors import HvkfError, Stopped, TryAgain
+from hvkf.errors import HvkfError, TryAgain, WorkStopped
 from hvkf.ledger import put_commit
 from hvkf.nightly import (
     STAGES,
@@ -231,7 +231,7 @@ def test_a_silent_night_is_over_when_its_lease_is(house: House, clock: Clock) ->
     silent = Night(settings(), house.store, "a", clock)
     clock.now_s += 11 * 60
     assert Night(settings(), house.store, "b", clock).record.number == 2
-    with pytest.raises(Stopped, match=r"lease_minutes=10, and night 2 began"):
+    with pytest.raises(WorkStopped, match=r"lease_minutes=10, and night 2 began"):
         silent.renew()
 
 

@@ -246,7 +246,7 @@ def test_a_promoted_lora_outlives_its_run_and_what_was_never_promoted_goes(
     lora = resolve_lora("registry:house", store)
     assert (lora.run_id, lora.checkpoint) == ("nightly", "step-00000004")
     left = kept(store, "never promoted")
-    assert [path for path, _ in find_garbage(store, 0)] == [lora_path(left.lora_sha256)]
+    assert [file.path for file in find_garbage(store, 0).files] == [lora_path(left.lora_sha256)]
     assert verify_workspace(store).faults == []
     assert verify_workspace(store).counts["kept LoRAs"] == 2
     store.put(str(lora.location).removeprefix("workspace:"), b"x")

@@ -9,13 +9,19 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
+from hvkf.crashes import (
+    WORKER_VARIABLE,
+    crash_of,
+    new_worker_name,
+    note_crash,
+    num_oom_kills,
+)
 from hvkf.distributed import launch_command
-from hvkf.errors import BadInput, HvkfError, Stopped, TryAgain
+from hvkf.errors import BadInput, GaveWay, HvkfError, TryAgain, WorkStopped
 from hvkf.jobs.spec import ERROR_PREFIX, JobSpec, Listener, fault_of, job_for
-from hvkf.jobs.turns import LocalOrder, Turns, local_order
+from hvkf.jobs.turns import IN_TURNS, ORDER_VARIABLE, LocalOrder, Turns, local_order, order_file
 from hvkf.ledger import ATTEMPT_VARIABLE, pending_parts
 from hvkf.processes import PARENT_VARIABLE
 from hvkf.progress import PROGRESS_VARIABLE, parse_line
@@ -23,13 +29,13 @@ from hvkf.records import Plan
 from hvkf.storage import Store
 
 STOP_GRACE_S = 30.0
-KERNEL_COUNTS = Path("/proc/vmstat")
 
 
 class Worker(NamedTuple):
-    """A process and what it was given to do."""
+    """A process, the name under which its crash would be noted, and what it was given to do."""
 
     process: subprocess.Popen[str]
+    name: str
     parts: tuple[int, ...]
 
 
@@ -52,10 +58,13 @@ def run_plan(plan: Plan, store: Store, listener: Listener) -> None:
             starts.update(part.index for part in parts)
             job = job_for(plan, store.url, parts, attempt)
             with _turn(order, job, listener):
-                fault = _run_job(job, listener)
-            if isinstance(fault, Stopped):
+                fault = _run_job(job, store, listener)
+            if isinstance(fault, WorkStopped):
                 raise fault
             left = pending_parts(store, plan)
+            if isinstance(fault, GaveWay):  # a start that did what it should is none of those
+                starts.subtract(part.index for part in parts)
+                continue
             is_spent = any(starts[part.index] >= job.jobs.max_attempts for part in left)
             if isinstance(fault, BadInput) or is_spent:
                 unsaid = HvkfError(f"The job {job.name} ended without doing all its parts.")
@@ -72,8 +81,8 @@ def _turn(
     if order is None:
         return nullcontext()
 
-    def on_wait() -> None:
-        listener.on_log(f"{job.stage}: waits for its turn; another one works in {job.workspace}")
+    def on_wait(for_whom: str) -> None:
+        listener.on_log(f"{job.stage}: waits for its turn in {job.workspace}: {for_whom}")
 
     assert job.parts is not None
     return order.turn(len(job.parts), on_wait)
@@ -104,19 +113,21 @@ def worker_environment(job: JobSpec, num_workers: int) -> dict[str, str]:
         PROGRESS_VARIABLE: "lines",
         PARENT_VARIABLE: str(os.getpid()),
         ATTEMPT_VARIABLE: job.name,
+        ORDER_VARIABLE: str(order_file(job.workspace)) if job.stage in IN_TURNS else "",
     }
 
 
-def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
+def _run_job(job: JobSpec, store: Store, listener: Listener) -> HvkfError | None:
     """Start the job's workers, relay what they say, and return the worst fault."""
     assert job.parts is not None
     shares = share_out(job.parts, 1 if job.is_gang else job.jobs.workers)
     environment = worker_environment(job, job.jobs.workers if job.is_gang else len(shares))
-    kills_before = out_of_memory_kills()
-    workers = [Worker(_start(worker_command(job, share), environment), share) for share in shares]
+    num_killed = num_oom_kills()
+    workers = [_start(job, share, environment) for share in shares]
     lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
     for index, worker in enumerate(workers):
-        threading.Thread(target=_read_lines, args=(index, worker, lines), daemon=True).start()
+        watching = (index, worker, store, num_killed, lines)
+        threading.Thread(target=_watch, args=watching, daemon=True).start()
     try:
         last_words = _relay(lines, len(workers), listener)
     except BaseException:
@@ -127,7 +138,7 @@ def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
         code = worker.process.wait()
         sentence = last_words.get(index) or f"A worker of {job.name} ended with exit code {code}"
         faults.append(fault_of(code, sentence))
-        if code == -signal.SIGKILL and out_of_memory_kills() > kills_before:
+        if code == -signal.SIGKILL and num_oom_kills() > num_killed:
             faults[-1] = BadInput(
                 f"{job.name}: a worker was killed, for memory ran out: raise this machine's or "
                 f"container's memory, or lower jobs.{job.stage}.workers or the batch size."
@@ -135,41 +146,50 @@ def _run_job(job: JobSpec, listener: Listener) -> HvkfError | None:
     return max((fault for fault in faults if fault), key=_severity, default=None)
 
 
-def out_of_memory_kills() -> int:
-    """Count the processes that the kernel has killed for memory; 0 where it does not say."""
-    try:
-        text = KERNEL_COUNTS.read_text()
-    except OSError:
-        return 0
-    counts = dict(line.split() for line in text.splitlines())
-    return int(counts.get("oom_kill", 0))
-
-
 def _severity(fault: HvkfError) -> int:
     """Order faults by how little another attempt can help."""
-    return {TryAgain.exit_code: 0, Stopped.exit_code: 2, BadInput.exit_code: 3}.get(
-        fault.exit_code, 1
-    )
+    return {
+        GaveWay.exit_code: -1,
+        TryAgain.exit_code: 0,
+        WorkStopped.exit_code: 2,
+        BadInput.exit_code: 3,
+    }.get(fault.exit_code, 1)
 
 
-def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command,
-        env=environment,
+def _start(job: JobSpec, share: tuple[int, ...], environment: dict[str, str]) -> Worker:
+    name = new_worker_name(job.name)
+    process = subprocess.Popen(
+        worker_command(job, share),
+        env={**environment, WORKER_VARIABLE: name},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
+    return Worker(process, name, share)
 
 
-def _read_lines(index: int, worker: Worker, lines: "queue.Queue[tuple[int, str | None]]") -> None:
+def _watch(
+    index: int,
+    worker: Worker,
+    store: Store,
+    num_killed: int,
+    lines: "queue.Queue[tuple[int, str | None]]",
+) -> None:
+    """Pass on what a worker says, and note how it ended if it crashed."""
     assert worker.process.stdout is not None
     try:
         with worker.process.stdout as output:
             for line in output:
                 lines.put((index, line.rstrip("\n")))
+        code = worker.process.wait()
+        how = crash_of(code, ran_out_of_memory=num_oom_kills() > num_killed)
+        if how is not None:
+            lines.put((index, f"worker {worker.name} crashed: {how}"))
+            note_crash(store, worker.name, how)
+    except (HvkfError, OSError) as error:
+        lines.put((index, f"The end of worker {worker.name} could not be noted: {error}"))
     finally:
         lines.put((index, None))  # whatever ends this: whoever relays must not wait for ever
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hvkf.errors import BadInput, HvkfError, OwnError, Stopped, TryAgain
+from hvkf.errors import BadInput, GaveWay, HvkfError, OwnError, TryAgain, WorkStopped
 from hvkf.records import Part, Plan, Record, digest
 from hvkf.settings.jobs import ClusterJobs, StageJobs
 
@@ -96,8 +96,10 @@ def fault_of(exit_code: int, sentence: str) -> HvkfError | None:
         return BadInput(sentence)
     if exit_code == OwnError.exit_code:
         return OwnError(sentence)
+    if exit_code == GaveWay.exit_code:
+        return GaveWay(sentence)
     if exit_code == STOPPED_CODE:
-        return Stopped(sentence)
+        return WorkStopped(sentence)
     if exit_code == TRY_AGAIN_CODE or exit_code < 0:
         return TryAgain(sentence)
     return HvkfError(sentence)

@@ -2,17 +2,22 @@
 
 On a cluster Kueue decides who is next. On one machine the renders of a workspace take turns: the
 higher priority first, and among equals whoever had the least time for its weight.
+
+A turn may take many minutes. When somebody more urgent waits, its workers end it early, each at the
+end of its row, or amid a row that goes on for longer than the more urgent one should wait: then the
+row is given back, and rendered again later. The file of the order is how they know.
 """
 
 import contextlib
 import fcntl
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hvkf.errors import CorruptData, HvkfError
 from hvkf.jobs.spec import stage_jobs
@@ -26,6 +31,9 @@ logger = logging.getLogger(__name__)
 IN_TURNS = ("render",)
 RANKS = {"low": 0, "normal": 1, "urgent": 2}
 POLL_S = 0.2
+ORDER_VARIABLE = "HVKF_ORDER"
+LOOK_EVERY_S = 2.0
+SHOWN_SECONDS = 90
 MAX_VAIN_TURNS = 3
 """After so many turns in a row that did nothing, the fault is not of single parts."""
 
@@ -69,15 +77,45 @@ class Turns:
 
 
 class Asker(Record):
-    """A render that takes turns; `used_s` is its workers' time so far for each unit of weight."""
+    """A render that takes turns; `used_s` is its workers' time so far for each unit of weight.
+
+    `waits_since_s` is set while it waits for its turn, `turn_since_s` while it has one. Times are
+    in seconds since 1970, but for the start of the process: since that of the machine.
+    """
 
     key: str
+    name: str = ""
     rank: int
     weight: float
     used_s: float
     joined_s: float
+    waits_since_s: float | None = None
+    turn_since_s: float | None = None
+    turn_minutes: float = 0.0
     process: int
     process_started_s: float
+
+    def sentence(self, now_s: float, gives_way_s: float | None) -> str:
+        """Say who has the turn, and for about how long.
+
+        Args:
+            now_s: The time.
+            gives_way_s: After how long it gives way, at the latest; None: at its turn's end.
+        """
+        priority = next(name for name, rank in RANKS.items() if rank == self.rank)
+        who = f"{self.name or 'another render'} ({priority}, process {self.process})"
+        if gives_way_s is not None:
+            return f"{who} gives way at the end of its row, within {_written(gives_way_s)}"
+        if self.turn_since_s is None:
+            return f"{who} is before it"
+        left_s = 60 * self.turn_minutes - (now_s - self.turn_since_s)
+        return f"{who} has it for about {_written(left_s)}" if left_s > 0 else f"{who} ends its own"
+
+
+def _written(seconds: float) -> str:
+    if seconds < SHOWN_SECONDS:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes"
 
 
 class _Stored(Record):
@@ -90,18 +128,33 @@ class _Stored(Record):
 class LocalOrder:
     """One render's place among those of its workspace on this machine."""
 
-    def __init__(self, file: Path, *, weight: float = 1.0, priority: str = "normal") -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        name: str = "",
+        weight: float = 1.0,
+        priority: str = "normal",
+        turn_minutes: float = 0.0,
+        urgent_within_s: float = 0.0,
+    ) -> None:
         """Take part in the order of a file.
 
         Args:
             file: Shared by all who take turns; made if it is not there.
+            name: What others that wait are told.
             weight: Share of the time against others of the same priority.
             priority: low, normal or urgent.
+            turn_minutes: How long a turn takes, about.
+            urgent_within_s: How long this waits for who is less urgent, at the longest.
         """
         self._file = file
+        self._urgent_within_s = urgent_within_s
         process = this_process()
         self._me = Asker(
             key=uuid.uuid4().hex,
+            name=name,
+            turn_minutes=turn_minutes,
             rank=RANKS[priority],
             weight=weight,
             used_s=0.0,
@@ -125,12 +178,18 @@ class LocalOrder:
                 state["running"] = None
 
     @contextlib.contextmanager
-    def turn(self, num_workers: int, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Wait until it is this render's turn, and have it until the block ends."""
+    def turn(self, num_workers: int, on_wait: Callable[[str], None]) -> Iterator[None]:
+        """Wait until it is this render's turn, and have it until the block ends.
+
+        Args:
+            num_workers: How many workers it has.
+            on_wait: Is told, once, for whom this waits and about how long.
+        """
         has_waited = False
-        while not self._begin():
+        while (before := self._begin()) is not None:
             if not has_waited:
-                on_wait()
+                within_s = self._urgent_within_s if before.rank < self._me.rank else None
+                on_wait(before.sentence(time.time(), within_s))
             has_waited = True
             time.sleep(POLL_S)
         begun_s = time.monotonic()
@@ -139,21 +198,29 @@ class LocalOrder:
         finally:
             self._end((time.monotonic() - begun_s) * num_workers)
 
-    def _begin(self) -> bool:
+    def _begin(self) -> Asker | None:
+        """Take the turn if it is this one's; return who is before it if not."""
         with self._changed() as state:
+            askers, now_s = state["askers"], time.time()
+            me: Asker = askers.setdefault(self._me.key, self._me)  # the file may have been damaged
+            before: Asker = min(askers.values(), key=_place)
             if state["running"] is not None:
-                return False
-            state["askers"].setdefault(self._me.key, self._me)  # the file may have been damaged
-            first = min(state["askers"].values(), key=_place)
-            if first.key == self._me.key:
-                state["running"] = first.key
-            return bool(first.key == self._me.key)
+                before = askers[state["running"]]
+            elif before.key == me.key:
+                state["running"] = me.key
+                update = {"waits_since_s": None, "turn_since_s": now_s}
+                askers[me.key] = me.model_copy(update=update)
+                return None
+            if me.waits_since_s is None:
+                askers[me.key] = me.model_copy(update={"waits_since_s": now_s})
+            return before
 
     def _end(self, seconds: float) -> None:
         with self._changed() as state:
             me = state["askers"].get(self._me.key, self._me)
             used_s = me.used_s + seconds / me.weight
-            state["askers"][me.key] = me.model_copy(update={"used_s": used_s})
+            update = {"used_s": used_s, "turn_since_s": None}
+            state["askers"][me.key] = me.model_copy(update=update)
             state["running"] = None
 
     @contextlib.contextmanager
@@ -164,7 +231,7 @@ class LocalOrder:
             fcntl.flock(opened, fcntl.LOCK_EX)
             opened.seek(0)
             text = opened.read()
-            stored = self._decoded(text)
+            stored = _decoded(self._file, text)
             state: dict[str, Any] = {
                 "running": stored.running,
                 "askers": {asker.key: asker for asker in stored.askers if _is_alive(asker)},
@@ -177,15 +244,16 @@ class LocalOrder:
             opened.truncate()
             opened.write(json.dumps({"running": state["running"], "askers": listed}))
 
-    def _decoded(self, text: str) -> "_Stored":
-        """Read the order; one that was cut off by a crash begins anew, with whoever asks next."""
-        if not text:
-            return _Stored()
-        try:
-            return decode_record(text.encode(), str(self._file), _Stored, "it begins anew")
-        except CorruptData as fault:
-            logger.warning("%s", fault)
-            return _Stored()
+
+def _decoded(file: Path, text: str) -> _Stored:
+    """Read the order; one that was cut off by a crash begins anew, with whoever asks next."""
+    if not text:
+        return _Stored()
+    try:
+        return decode_record(text.encode(), str(file), _Stored, "it begins anew")
+    except CorruptData as fault:
+        logger.warning("%s", fault)
+        return _Stored()
 
 
 def _place(asker: Asker) -> tuple[float, ...]:
@@ -196,13 +264,64 @@ def _is_alive(asker: Asker) -> bool:
     return is_running(ProcessMark(asker.process, asker.process_started_s))
 
 
+class Giving(NamedTuple):
+    """That somebody more urgent waits; `at_once`: it has waited for as long as it should."""
+
+    at_once: bool
+
+
+class GiveWay:
+    """Tells a worker when to give way to somebody more urgent; never where nobody takes turns."""
+
+    def __init__(self, priority: str, urgent_within_s: float) -> None:
+        named = os.environ.get(ORDER_VARIABLE)
+        self._file = Path(named) if named else None
+        self._rank = RANKS[priority]
+        self._urgent_within_s = urgent_within_s
+        self._looked_s = float("-inf")
+        self._found: Giving | None = None
+
+    def look(self, *, now: bool = True) -> Giving | None:
+        """Say whether somebody more urgent waits; unless `now`, looks every few seconds only."""
+        if self._file is None:
+            return None
+        if now or time.monotonic() - self._looked_s > LOOK_EVERY_S:
+            self._looked_s = time.monotonic()
+            self._found = self._read(self._file)
+        return self._found
+
+    def _read(self, file: Path) -> Giving | None:
+        try:
+            with file.open(errors="replace") as opened:
+                fcntl.flock(opened, fcntl.LOCK_SH)
+                askers = _decoded(file, opened.read()).askers
+        except FileNotFoundError:
+            return None
+        waits = [
+            asker.waits_since_s
+            for asker in askers
+            if asker.rank > self._rank and asker.waits_since_s is not None and _is_alive(asker)
+        ]
+        if not waits:
+            return None
+        return Giving(at_once=time.time() - min(waits) >= self._urgent_within_s)
+
+
+def order_file(workspace: str) -> Path:
+    """Where the order of a workspace's renders on this machine lies."""
+    return cache_folder() / "turns" / f"{digest(workspace)}.json"
+
+
 def local_order(plan: Plan, workspace: str) -> LocalOrder | None:
     """Give the order that a plan's jobs keep on this machine; None for stages without turns."""
     if plan.stage not in IN_TURNS:
         return None
     settings = plan.config.get(plan.stage, {})
     return LocalOrder(
-        cache_folder() / "turns" / f"{digest(workspace)}.json",
+        order_file(workspace),
+        name=f"{plan.stage} {plan.digest[:8]}",
         weight=settings.get("weight", 1.0),
         priority=settings.get("priority", "normal"),
+        turn_minutes=settings.get("part_minutes", 0.0),
+        urgent_within_s=settings.get("urgent_within_s", 0.0),
     )

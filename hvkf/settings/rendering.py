@@ -143,6 +143,12 @@ class RenderConfig(Section):
     priority: Literal["low", "normal", "urgent"] = Field(
         "normal", description="Who comes first, part by part, where renders share workers."
     )
+    urgent_within_s: float = Field(
+        120.0,
+        ge=0,
+        description="Seconds that somebody more urgent waits amid a row that is rendered, which is "
+        "given back then; at the end of a row a part gives way at once.",
+    )
     weight: float = Field(
         1.0, gt=0, description="Share of the workers against other renders of the same priority."
     )

@@ -3,13 +3,14 @@
 Reads the data set's newest catalog and its videos; writes `scenes/<settings digest>/`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import groupby
 from typing import NamedTuple
 
 from hvkf import buckets, catalog, ledger
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.ledger_paths import segment_path
 from hvkf.records import (
     CatalogCommit,
     Clip,
@@ -184,9 +185,7 @@ def plan(config: Config, store: Store) -> Plan:
     for begin in range(0, len(groups), config.cache.segments_per_part):
         chunk = groups[begin : begin + config.cache.segments_per_part]
         outputs = [
-            ledger.segment_path(root, segment.segment_id)
-            for group in chunk
-            for segment in group.segments
+            segment_path(root, segment.segment_id) for group in chunk for segment in group.segments
         ]
         work = {"groups": [group.model_dump(mode="json") for group in chunk]}
         parts.append(Part(index=len(parts), outputs=tuple(outputs), work=work))
@@ -258,7 +257,11 @@ def _part_groups(part: Part) -> list[SceneGroup]:
 
 
 def commit(plan: Plan, store: Store) -> Summary:
-    """List the segments that count now, and mask the items that no longer do."""
+    """List the segments that count now, and mask the items that no longer do.
+
+    What another command committed since this plan was made stays, as if this one had been planned
+    after it.
+    """
     config = Config.model_validate(plan.config)
     dataset, root = str(plan.inputs["dataset"]), SCENES_ROOT
     if plan.committed is not None:
@@ -267,34 +270,76 @@ def commit(plan: Plan, store: Store) -> Summary:
     clips = catalog.read_clips(store, str(plan.inputs["catalog"]))
     items, notes = wanted_items(clips, config.cache)
     wanted = {item.key for item in items}
-    number = int(plan.inputs["number"])
-    segments = ledger.dataset_before(store, root, dataset, number)
+    base = ledger.dataset_before(store, root, dataset, int(plan.inputs["number"]))
     new = [
         segment.segment_id
         for part in plan.parts
         for group in _part_groups(part)
         for segment in group.segments
     ]
-    records = [ledger.read_segment(store, root, segment) for segment in (*segments, *new)]
-    used = [record for record in records if any(item.key in wanted for item in record.items)]
-    failures = [failure for record in records for failure in record.failures]
-    ledger.check_failures(
-        failures, len(wanted), config.cache.max_failed_fraction, "cache.max_failed_fraction"
-    )
     inputs = {name: value for name, value in plan.inputs.items() if name != "number"}
-    commit_record = DatasetCommit(
-        dataset=dataset,
-        number=number,
-        plan=digest(inputs),
-        catalog=str(plan.inputs["catalog"]),
-        catalog_sha256=catalog.hash_catalog(store, str(plan.inputs["catalog"])),
-        segments=tuple(record.segment_id for record in used),
-        masked=tuple(_masked(used, wanted)),
-        num_items=sum(item.key in wanted for record in used for item in record.items),
-        num_failed=len(failures),
-    )
-    path = ledger.put_commit(store, ledger.dataset_folder(root, dataset), commit_record)
-    return _summary(store, root, commit_record, path, notes, reused=False)
+
+    def draft(previous: DatasetCommit | None) -> DatasetCommit:
+        if previous is not None and previous.plan == digest(inputs):
+            return previous
+        made = ledger.read_new_segments(store, root, new)
+        records = _merged(_read_all(store, root, previous), _read(store, root, base), made, wanted)
+        used = [record for record in records if any(item.key in wanted for item in record.items)]
+        failures = [failure for record in records for failure in record.failures]
+        ledger.check_failures(
+            failures, len(wanted), config.cache.max_failed_fraction, "cache.max_failed_fraction"
+        )
+        return DatasetCommit(
+            dataset=dataset,
+            number=0,
+            plan=digest(inputs),
+            catalog=str(plan.inputs["catalog"]),
+            catalog_sha256=catalog.hash_catalog(store, str(plan.inputs["catalog"])),
+            segments=tuple(record.segment_id for record in used),
+            masked=tuple(_masked(used, wanted)),
+            num_items=sum(item.key in wanted for record in used for item in record.items),
+            num_failed=len(failures),
+        )
+
+    done = ledger.commit_dataset(store, root, dataset, draft)
+    return _summary(store, root, done.commit, done.path, notes, reused=not done.is_new)
+
+
+def _read(store: Store, root: str, segments: Iterable[str]) -> list[SegmentRecord]:
+    return [ledger.read_segment(store, root, segment) for segment in segments]
+
+
+def _read_all(store: Store, root: str, commit: DatasetCommit | None) -> list[SegmentRecord]:
+    return _read(store, root, commit.segments if commit is not None else ())
+
+
+def _merged(
+    newest: list[SegmentRecord],
+    base: list[SegmentRecord],
+    made: list[SegmentRecord],
+    wanted: Set[str],
+) -> list[SegmentRecord]:
+    """Put together what is committed and what a plan made, each wanted sample once.
+
+    Samples are masked by their key, in whatever segment they lie: no two segments may hold the same
+    wanted sample.
+
+    Args:
+        newest: The segments of the newest commit.
+        base: Those of the commit that the plan was made on: with `made` they hold all it wants.
+        made: The plan's own segments.
+        wanted: Keys of the samples that the plan's settings make.
+    """
+    there = {item.key for record in newest for item in record.items} & wanted
+    known = {record.segment_id for record in newest}
+    new = [record for record in made if record.segment_id not in known]
+    fresh = [record for record in new if there.isdisjoint(item.key for item in record.items)]
+    held = there | {item.key for record in fresh for item in record.items}
+    planned = {item.key for record in (*base, *made) for item in record.items}
+    if held >= planned & wanted:
+        return [*newest, *fresh]
+    # Segments of both hold some of the same samples: those of this plan stand for all of them.
+    return [*base, *made]
 
 
 def _masked(records: Iterable[SegmentRecord], wanted: set[str]) -> Iterable[str]:

@@ -56,11 +56,9 @@ def run_groups(config: Config, store: Store, parts: Sequence[Sequence[SceneGroup
 
 
 def _missing(store: Store, group: SceneGroup) -> _GroupWork:
-    segments = [
-        segment
-        for segment in group.segments
-        if not store.exists(ledger.segment_path(SCENES_ROOT, segment.segment_id))
-    ]
+    ids = [segment.segment_id for segment in group.segments]
+    missing = ledger.missing_segments(store, SCENES_ROOT, ids)
+    segments = [segment for segment in group.segments if segment.segment_id in missing]
     items: list[list[SceneItem]] = [[] for _ in group.clips]
     for item in (item for segment in segments for item in segment.items):
         items[item.clip].append(item)

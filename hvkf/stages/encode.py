@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from hvkf import catalog, ledger
 from hvkf.config import Config
+from hvkf.ledger_paths import segment_path
 from hvkf.model_source import TEXT_PARTS, model_identity
 from hvkf.records import DatasetCommit, Part, Plan, Summary, digest
 from hvkf.stages.cache import SCENES_ROOT, cached_scenes
@@ -74,7 +75,7 @@ def plan(config: Config, store: Store) -> Plan:
     parts = [
         Part(
             index=index,
-            outputs=tuple(ledger.segment_path(root, latent_segment_id(scene)) for scene in chunk),
+            outputs=tuple(segment_path(root, latent_segment_id(scene)) for scene in chunk),
             work={"segments": list(chunk)},
         )
         for index, chunk in enumerate(chunks)
@@ -111,30 +112,34 @@ def commit(plan: Plan, store: Store) -> Summary:
         return _summary(found, plan.committed, reused=True)
     config = Config.model_validate(plan.config)
     segments = [latent_segment_id(str(scene)) for scene in plan.inputs["segments"]]
-    records = [ledger.read_segment(store, root, segment) for segment in segments]
     masked = set(plan.inputs["masked"])
-    num_items = sum(item.key not in masked for record in records for item in record.items)
-    failures = [failure for record in records for failure in record.failures]
-    ledger.check_failures(
-        failures, num_items, config.encode.max_failed_fraction, "encode.max_failed_fraction"
-    )
-    previous = ledger.latest_dataset(store, root, dataset)
-    if previous is not None and previous.plan == plan.digest:
-        path = ledger.commit_path(ledger.dataset_folder(root, dataset), previous.number)
-        return _summary(previous, path, reused=True)
-    found = DatasetCommit(
-        dataset=dataset,
-        number=previous.number + 1 if previous is not None else 1,
-        plan=plan.digest,
-        catalog=str(plan.inputs["catalog"]),
-        catalog_sha256=catalog.hash_catalog(store, str(plan.inputs["catalog"])),
-        segments=tuple(segments),
-        masked=tuple(plan.inputs["masked"]),
-        num_items=num_items,
-        num_failed=len(failures),
-    )
-    path = ledger.put_commit(store, ledger.dataset_folder(root, dataset), found)
-    return _summary(found, path, reused=False)
+
+    def draft(previous: DatasetCommit | None) -> DatasetCommit:
+        if previous is not None and previous.plan == plan.digest:
+            return previous
+        kept = set() if previous is None else set(previous.segments)
+        made = ledger.read_new_segments(store, root, (s for s in segments if s not in kept))
+        old = [ledger.read_segment(store, root, segment) for segment in segments if segment in kept]
+        records = [*old, *made]
+        num_items = sum(item.key not in masked for record in records for item in record.items)
+        failures = [failure for record in records for failure in record.failures]
+        ledger.check_failures(
+            failures, num_items, config.encode.max_failed_fraction, "encode.max_failed_fraction"
+        )
+        return DatasetCommit(
+            dataset=dataset,
+            number=0,
+            plan=plan.digest,
+            catalog=str(plan.inputs["catalog"]),
+            catalog_sha256=catalog.hash_catalog(store, str(plan.inputs["catalog"])),
+            segments=tuple(segments),
+            masked=tuple(plan.inputs["masked"]),
+            num_items=num_items,
+            num_failed=len(failures),
+        )
+
+    done = ledger.commit_dataset(store, root, dataset, draft)
+    return _summary(done.commit, done.path, reused=not done.is_new)
 
 
 def _summary(commit: DatasetCommit, path: str, *, reused: bool) -> Summary:

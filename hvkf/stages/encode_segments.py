@@ -177,10 +177,11 @@ def encode_segments(
     config: Config, store: Store, scenes_root: str, latents_root: str, scene_ids: list[str]
 ) -> None:
     """Make the latent segments of the given scene segments that have no record yet."""
+    absent = ledger.missing_segments(store, latents_root, map(latent_segment_id, scene_ids))
     missing = [
         ledger.read_segment(store, scenes_root, scene)
         for scene in scene_ids
-        if not store.exists(ledger.segment_path(latents_root, latent_segment_id(scene)))
+        if latent_segment_id(scene) in absent
     ]
     if not missing:
         return

@@ -9,9 +9,10 @@ from typing import Literal
 from hvkf.code_version import code_version
 from hvkf.errors import AlreadyExists, BadInput
 from hvkf.journal import note_completed
+from hvkf.ledger import on_conflict_again
 from hvkf.loras import resolve_lora
 from hvkf.records import FORMAT_VERSION, Record, digest
-from hvkf.registry import FOLDER, Version, find_registered
+from hvkf.registry import FOLDER, OutOfDate, Version, find_registered
 from hvkf.settings.evaluation import GateConfig, GateFigure
 from hvkf.stages.evaluate_records import ClipFidelity, Metrics, find_metrics
 from hvkf.stages.evaluate_statistics import MIN_PAIRS, Interval, paired_interval
@@ -154,7 +155,8 @@ def verdict_on(rule: GateConfig, store: Store, metrics: Metrics) -> Verdict:
 def gate(rule: GateConfig, store: Store, evaluation: str) -> Gated:
     """Judge an evaluation, record the decision, and promote the LoRA if that is the verdict.
 
-    The same evaluation again finds its LoRA in use, and changes nothing.
+    The same evaluation again finds its LoRA in use, and changes nothing. When another LoRA comes
+    into use meanwhile, it is judged again, against that one.
 
     Args:
         rule: What must be shown, and under which name it would come into use.
@@ -164,8 +166,14 @@ def gate(rule: GateConfig, store: Store, evaluation: str) -> Gated:
     Raises:
         BadInput: there is no such evaluation.
         CorruptData: the LoRA's file is gone or has other bytes.
-        TryAgain: another LoRA came into use meanwhile.
+        TryAgain: one LoRA after the other came into use meanwhile.
     """
+    return on_conflict_again(
+        lambda: _gate(rule, store, evaluation), f"{rule.registry!r}", OutOfDate
+    )
+
+
+def _gate(rule: GateConfig, store: Store, evaluation: str) -> Gated:
     path, metrics = find_metrics(store, evaluation)
     registered = find_registered(store, rule.registry)
     present = None if registered is None else registered.in_use

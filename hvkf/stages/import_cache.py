@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hvkf import catalog, ledger
 from hvkf.config import Config
-from hvkf.errors import BadInput
+from hvkf.errors import BadInput, TryAgain
 from hvkf.lossless_video import pack_frames
 from hvkf.model.latent_columns import whole_columns
 from hvkf.progress import Progress, progress
@@ -85,16 +85,21 @@ class _Importer:
 
     def _read_previous(self) -> DatasetCommit | None:
         previous = ledger.latest_dataset(self._store, self._root, self._dataset)
+        self._refuse_foreign(previous)
+        return previous
+
+    def _refuse_foreign(self, previous: DatasetCommit | None) -> None:
         if previous is not None and previous.plan != _plan_of(previous.segments):
             raise BadInput(
                 f"The data set {self._dataset!r} in {self._store.url} was made from videos by hvkf "
                 "itself: give --dataset another name."
             )
-        return previous
+
+    def _records(self, segments: Sequence[str]) -> Iterator[SegmentRecord]:
+        return (ledger.read_segment(self._store, self._root, segment) for segment in segments)
 
     def _previous_keys(self) -> Iterator[str]:
-        for segment in self._previous.segments if self._previous else ():
-            record = ledger.read_segment(self._store, self._root, segment)
+        for record in self._records(self._previous.segments if self._previous else ()):
             yield from (item.key for item in record.items)
 
     def take(self, folders: Sequence[CacheFolder], shown: Progress) -> None:
@@ -131,10 +136,10 @@ class _Importer:
             by_bucket.setdefault(str(record.bucket), []).append(record)
         for bucket, members in by_bucket.items():
             segment_id = digest([STAGE, self._kind, bucket, [record.key for record in members]])
-            if not self._store.exists(ledger.segment_path(self._root, segment_id)):
+            if ledger.missing_segments(self._store, self._root, [segment_id]):
                 self._write(segment_id, bucket, members, failures)
                 failures = ()
-            self._segments.append(ledger.read_segment(self._store, self._root, segment_id))
+            self._segments += ledger.read_new_segments(self._store, self._root, [segment_id])
 
     def _write(
         self, segment_id: str, bucket: str, records: Sequence[Taken], failures: Sequence[Failure]
@@ -160,30 +165,49 @@ class _Importer:
         setting = "encode.max_failed_fraction"
         limit = self._config.encode.max_failed_fraction
         ledger.check_failures(self._failures, num_seen + len(self._known), limit, setting)
-        folder = ledger.dataset_folder(self._root, self._dataset)
         if not self._segments and self._previous is not None:
+            folder = ledger.dataset_folder(self._root, self._dataset)
             path = ledger.commit_path(folder, self._previous.number)
             return self._summary(self._previous, path, reused=True)
-        before = self._previous.segments if self._previous is not None else ()
-        segments = (*before, *(record.segment_id for record in self._segments))
-        catalog_path = self._put_catalog()
-        record = DatasetCommit(
+        done = ledger.commit_dataset(self._store, self._root, self._dataset, self._draft)
+        return self._summary(done.commit, done.path, reused=not done.is_new)
+
+    def _draft(self, previous: DatasetCommit | None) -> DatasetCommit:
+        """Add what came in to what is committed.
+
+        Raises:
+            TryAgain: another import came in between and took some of the same records.
+        """
+        self._refuse_foreign(previous)
+        before = previous.segments if previous is not None else ()
+        mine = [record for record in self._segments if record.segment_id not in before]
+        if previous is not None and not mine:
+            return previous
+        known = {item.key for record in self._records(before) for item in record.items}
+        new = [item.key for record in mine for item in record.items]
+        if not known.isdisjoint(new):
+            raise TryAgain(
+                f"Another import into {self._dataset!r} took some of the same records meanwhile: "
+                "run the same command again, which adds what is missing."
+            )
+        segments = (*before, *(record.segment_id for record in mine))
+        catalog_path = self._put_catalog(previous)
+        return DatasetCommit(
             dataset=self._dataset,
-            number=self._previous.number + 1 if self._previous is not None else 1,
+            number=0,
             plan=_plan_of(segments),
             catalog=catalog_path,
             catalog_sha256=catalog.hash_catalog(self._store, catalog_path),
             segments=segments,
-            masked=self._previous.masked if self._previous is not None else (),
-            num_items=self._num_taken + len(self._known),
+            masked=previous.masked if previous is not None else (),
+            num_items=len(known) + len(new),
             num_failed=len(self._failures),
         )
-        return self._summary(record, ledger.put_commit(self._store, folder, record), reused=False)
 
-    def _put_catalog(self) -> str:
+    def _put_catalog(self, previous: DatasetCommit | None) -> str:
         clips = list(self._clips)
-        if self._previous is not None:
-            clips = [*catalog.read_clips(self._store, self._previous.catalog), *clips]
+        if previous is not None:
+            clips = [*catalog.read_clips(self._store, previous.catalog), *clips]
         content = digest([clip.model_dump(mode="json") for clip in clips])
         path = f"datasets/{self._dataset}/{content}/catalog.parquet"
         self._store.put(path, catalog.to_parquet(clips))

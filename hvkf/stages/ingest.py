@@ -164,7 +164,16 @@ def run(plan: Plan, store: Store, parts: Sequence[Part]) -> None:
 
 
 def commit(plan: Plan, store: Store) -> Summary:
-    """Assemble the catalog of what was found, with the report on what was not taken."""
+    """Assemble the catalog of what was found, with the report on what was not taken.
+
+    When another ingest of the data set commits meanwhile, it is assembled on top of that one: what
+    videos were held out for stays, and the newest table is the data set.
+    """
+    dataset = str(plan.inputs["dataset"])
+    return ledger.on_conflict_again(lambda: _commit(plan, store), f"data set {dataset!r}")
+
+
+def _commit(plan: Plan, store: Store) -> Summary:
     config = Config.model_validate(plan.config)
     ingest = config.ingest
     previous_commit, previous = _previous(store, ingest.dataset)

@@ -3,6 +3,7 @@
 import getpass
 import os
 import socket
+from pathlib import Path
 
 from hvkf.errors import BadInput
 from hvkf.loras import Lora, local_lora_file
@@ -13,12 +14,14 @@ from hvkf.registry import (
     Version,
     keep_lora,
     lora_folder,
+    lora_path,
     promote,
 )
 from hvkf.stages.model_card import SAMPLES_NAME, draw_samples, model_card
 from hvkf.storage import Store
 from hvkf.stored import put_file
 from hvkf.training.runs import read_run
+from hvkf.uses import at_work
 
 RUN_NAME = "run.json"
 
@@ -59,11 +62,18 @@ def put_into_use(
     """Keep a LoRA's file, write its model card beside it, and promote it.
 
     Raises:
-        TryAgain: meanwhile another version came into use.
+        OutOfDate: meanwhile another version came into use.
         BadInput, CorruptData: the LoRA's file is gone or has other bytes.
     """
     file = local_lora_file(lora, store)
     assert file is not None
+    with at_work(store, f"the promotion of {name}"):
+        return _put_into_use(store, name, file, lora, candidate, over)
+
+
+def _put_into_use(
+    store: Store, name: str, file: Path, lora: Lora, candidate: Candidate, over: int
+) -> Version:
     keep_lora(store, file, candidate.lora_sha256)
     run = None if lora.run_id is None else read_run(store, lora.run_id)
     folder = lora_folder(candidate.lora_sha256)
@@ -76,4 +86,8 @@ def put_into_use(
     if run is not None:
         files.append(put_file(store, f"{folder}/{RUN_NAME}", run.to_json()))
     kept = candidate.model_copy(update={"files": tuple(files)})
-    return promote(store, name, kept, over=over)
+    version = promote(store, name, kept, over=over)
+    # `hvkf gc` reads the histories before it deletes: it kept the file, or it is put there again.
+    if not store.exists(lora_path(candidate.lora_sha256)):
+        keep_lora(store, file, candidate.lora_sha256)
+    return version

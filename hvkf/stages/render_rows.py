@@ -11,7 +11,8 @@ import torch
 
 from hvkf import ledger
 from hvkf.config import Config
-from hvkf.errors import BadInput
+from hvkf.errors import BadInput, GaveWay
+from hvkf.jobs.turns import GiveWay
 from hvkf.keyframe_images import ImageFault, decode_keyframe
 from hvkf.loras import Lora, local_lora_file
 from hvkf.model.device import device_name
@@ -46,6 +47,10 @@ class _ClaimLost(Exception):
     """Another worker has taken a row, since this one fell silent for too long."""
 
 
+class _GivesWay(Exception):
+    """Somebody more urgent has waited for long enough amid this row."""
+
+
 def render_rows(
     config: Config,
     store: Store,
@@ -57,6 +62,7 @@ def render_rows(
 
     Raises:
         BadInput: images changed since the plan was made; all other rows were rendered.
+        GaveWay: somebody more urgent waits; the rest comes later.
     """
     missing = [task for task in tasks if not store.exists(record_path(task.identity))]
     if not missing:
@@ -64,6 +70,7 @@ def render_rows(
     render = config.render
     claims = Claims(store, life_s=render.claim_s, max_tries=render.max_tries)
     changed: list[str] = []
+    gave_way = False
     with progress("render", sum(task.row.steps for task in missing)) as shown:
         try:
             with _Renewing(claims):
@@ -73,6 +80,9 @@ def render_rows(
                     worker.work_off([task for task in missing if task.lora == lora])
                     changed += worker.changed
                     worker.pace.put(store)
+                    gave_way = worker.has_given_way
+                    if gave_way:
+                        break
         finally:
             claims.release_all()
     if changed:
@@ -83,6 +93,8 @@ def render_rows(
             + (f"; and {more} more" if more > 0 else "")
             + "."
         )
+    if gave_way:
+        raise GaveWay("A more urgent render waits: the rest of these rows comes after it.")
 
 
 class _Renewing:
@@ -140,6 +152,8 @@ class _Worker:
         self._attempt = ledger.attempt_name()
         self.changed: list[str] = []
         self.pace = Pace(device_name())
+        self._give_way = GiveWay(config.render.priority, config.render.urgent_within_s)
+        self.has_given_way = False
 
     def work_off(self, tasks: Sequence[RenderTask]) -> None:
         """Render rows until all have a record, by whomever; see `render_work`."""
@@ -149,6 +163,7 @@ class _Worker:
             self._claims,
             attempt=self._attempt,
             batch_size=self._config.render.speed.batch_size,
+            gives_way=self._gives_way,
         )
         step = next(steps, None)
         while step is not None:
@@ -161,6 +176,12 @@ class _Worker:
                 step = steps.send(given_up)
             except StopIteration:
                 return
+
+    def _gives_way(self) -> bool:
+        """Whether this worker ends its part early, between two rows."""
+        if not self.has_given_way and self._give_way.look() is not None:
+            self.has_given_way = True
+        return self.has_given_way
 
     def _render_all(self, tasks: Sequence[RenderTask]) -> list[str]:
         """Render claimed rows; returns those whose images changed."""
@@ -185,7 +206,7 @@ class _Worker:
         begun_s = time.monotonic()
         try:
             rendered = self._sample(tasks, [pairs[task.identity] for task in tasks])
-        except _ClaimLost:
+        except (_ClaimLost, _GivesWay):
             for task in tasks:
                 self._claims.end(task.identity, "released")
             return
@@ -214,6 +235,9 @@ class _Worker:
             self._shown.advance(len(tasks), note=f"{row.shape} {row.id}")
             if not {task.identity for task in tasks} <= set(self._claims.held):
                 raise _ClaimLost
+            giving = self._give_way.look(now=False) if step < row.steps - 1 else None
+            if giving is not None and giving.at_once:
+                raise _GivesWay
 
         return self._renderer.render_batch(
             pairs,

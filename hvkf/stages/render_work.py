@@ -38,10 +38,12 @@ def work_off(
     attempt: str,
     batch_size: int = 1,
     clock: Callable[[], float] = time.time,
+    gives_way: Callable[[], bool] = lambda: False,
 ) -> Generator[Render | Wait, Collection[str], None]:
     """Yield what to do until every row has a record; rows that others have come last.
 
-    The driver sends back the identities of rows that it gives up without a record.
+    The driver sends back the identities of rows that it gives up without a record. After a row this
+    ends early when `gives_way` says so: somebody more urgent waits, and the rest comes later.
     """
     remaining = list(tasks)
     while remaining:
@@ -49,21 +51,24 @@ def work_off(
         batch: list[RenderTask] = []
         soonest_s: float | None = None
         worked = False
-        for task in remaining:
-            if batch and (len(batch) == batch_size or not _go_together(batch[0], task)):
+        for task in (*remaining, None):
+            if batch and (task is None or not _joins(batch, task, claims, batch_size)):
                 given_up = yield Render(tuple(batch))
                 later += [done for done in batch if done.identity not in given_up]
                 batch, worked = [], True
-            answer = _take(task, store, claims, attempt)
+                if gives_way():
+                    return
+            if task is None:
+                break
+            answer = _take(task, store, claims, attempt, together=batch_size > 1)
             if isinstance(answer, Busy):
                 later.append(task)
                 soonest_s = min(answer.until_s, soonest_s or answer.until_s)
+            elif answer and batch and claims.must_be_alone(task.identity):
+                claims.end(task.identity, "released")  # its turn comes when these are done
+                later.append(task)
             elif answer:
                 batch.append(task)
-        if batch:
-            given_up = yield Render(tuple(batch))
-            later += [done for done in batch if done.identity not in given_up]
-            worked = True
         remaining = later
         if remaining and not worked:
             assert soonest_s is not None
@@ -71,14 +76,23 @@ def work_off(
             yield Wait(max(SHORTEST_WAIT_S, min(soonest_s - clock(), longest_s)))
 
 
-def _take(task: RenderTask, store: Store, claims: Claims, attempt: str) -> Busy | bool:
+def _joins(batch: Sequence[RenderTask], task: RenderTask, claims: Claims, batch_size: int) -> bool:
+    """Whether a row may be sampled in one batch with others that were taken."""
+    if len(batch) == batch_size or claims.must_be_alone(batch[0].identity):
+        return False
+    return _go_together(batch[0], task)
+
+
+def _take(
+    task: RenderTask, store: Store, claims: Claims, attempt: str, *, together: bool
+) -> Busy | bool:
     """Take a row: True when it is this worker's now, False when there is nothing left to do.
 
     A row that failed too often gets its record here.
     """
     if store.exists(record_path(task.identity)):
         return False
-    answer = claims.take(task.identity)
+    answer = claims.take(task.identity, together=together)
     if isinstance(answer, Busy):
         return answer
     if isinstance(answer, SetAside):

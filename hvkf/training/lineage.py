@@ -1,5 +1,6 @@
 """What a run's LoRA has seen: its training videos, and those of the LoRA that it began from."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,7 +67,10 @@ def read_lineage(store: Store, run_id: str) -> TrainedOn | None:
 
 def seen_held_out(store: Store, trained: TrainedOn) -> list[str]:
     """List held-out videos, of any data set of the workspace, that a LoRA was trained on."""
-    datasets = sorted({path.split("/")[1] for path in store.list("datasets")})
+    # Data sets that were ingested: those that were imported hold no video out.
+    committed = re.compile(r"datasets/([^/]+)/commits/\d+\.json")
+    found = (committed.fullmatch(path) for path in store.list("datasets"))
+    datasets = sorted({match.group(1) for match in found if match})
     sources = set(trained.sources)
     seen = {
         clip.source

@@ -6,6 +6,7 @@ at the one it was told. The worker is a forked child, so that torch is imported 
 
 import os
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,8 @@ def _in_child(root: Path, moment: Moment | None, work: Callable[[DyingStore], No
             signal.alarm(CHILD_TIMEOUT_S)
             work(DyingStore(root, moment))
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             # Not sys.exit: the child must not run the test session's cleanup.
             os._exit(code)

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hvkf import crashes
+from hvkf.crashes import CRASHES, CrashNote, find_crash
 from hvkf.errors import BadInput, TryAgain
 from hvkf.jobs import local
 from hvkf.jobs.local import run_plan, share_out
@@ -32,6 +34,8 @@ for part in parts:
         sys.exit(65)
     if mode == "die-once" and starts.read_text() == "1":
         os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
     if mode == "away":
         print("error: the store is away", flush=True)
         sys.exit(75)
@@ -89,7 +93,7 @@ def test_a_worker_that_is_killed_for_memory_is_not_started_again(
 ) -> None:
     counts = tmp_path / "vmstat"
     counts.write_text("nr_free_pages 1\noom_kill 3\n")
-    monkeypatch.setattr(local, "KERNEL_COUNTS", counts)
+    monkeypatch.setattr(crashes, "VMSTAT", counts)
     (store.root / "mode-0").write_text("die-once")
 
     def on_progress(worker: int, event: object) -> None:
@@ -106,6 +110,19 @@ def test_a_killed_worker_is_replaced_and_only_what_lacks_is_done_again(store: Fo
     run_plan(make_plan(4, workers=2), store, listener)
     assert [starts(store, part) for part in range(4)] == [1, 2, 1, 1]
     assert any("starting again" in line for line in lines)
+
+
+def test_a_crash_is_noted_under_the_workers_name_and_a_kill_is_none(store: FolderStore) -> None:
+    (store.root / "mode-0").write_text("crash")
+    (store.root / "mode-1").write_text("die-once")
+    listener, _, lines = listen()
+    with pytest.raises(TryAgain):
+        run_plan(make_plan(2, workers=2, max_attempts=1), store, listener)
+    (path,) = store.list(CRASHES)
+    note = CrashNote.from_json(store.read(path))
+    assert note.how == "SIGSEGV"
+    assert find_crash(store, note.worker) == "SIGSEGV"
+    assert f"worker {note.worker} crashed: SIGSEGV" in lines
 
 
 def test_bad_input_ends_the_job_with_the_workers_sentence_after_the_others_are_done(

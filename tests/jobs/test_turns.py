@@ -65,7 +65,7 @@ class Jobs:
         self.done: list[tuple[str, tuple[int, ...]]] = []
         self.faults: dict[int, list[Exception]] = {}
 
-    def __call__(self, job: JobSpec, listener: Listener) -> object:
+    def __call__(self, job: JobSpec, store: FolderStore, listener: Listener) -> object:
         assert job.parts is not None
         time.sleep(self.seconds)
         self.done.append((job.plan, job.parts))
@@ -158,24 +158,24 @@ def test_a_render_that_was_killed_in_its_turn_does_not_hold_it(tmp_path: Path) -
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from hvkf.jobs.turns import LocalOrder\n"
-        "with LocalOrder(Path(sys.argv[1])) as order, order.turn(1, lambda: None):\n"
+        "with LocalOrder(Path(sys.argv[1])) as order, order.turn(1, lambda said: None):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     file = tmp_path / "order.json"
     ended = subprocess.run([sys.executable, "-c", program, str(file)], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert json.loads(file.read_text())["running"] is not None
-    with LocalOrder(file) as order, order.turn(1, lambda: pytest.fail("it waits")):
+    with LocalOrder(file) as order, order.turn(1, pytest.fail):
         assert len(json.loads(file.read_text())["askers"]) == 1
     assert json.loads(file.read_text())["askers"] == []
 
 
 def test_a_wait_that_is_interrupted_leaves_the_order(tmp_path: Path) -> None:
-    def interrupt() -> None:
+    def interrupt(said: str) -> None:
         raise KeyboardInterrupt
 
     file = tmp_path / "order.json"
-    with LocalOrder(file) as one, one.turn(1, lambda: None):
+    with LocalOrder(file) as one, one.turn(1, lambda said: None):
         with pytest.raises(KeyboardInterrupt), LocalOrder(file) as two, two.turn(1, interrupt):
             pytest.fail("it is the other's turn")
         assert len(json.loads(file.read_text())["askers"]) == 1
@@ -192,3 +192,171 @@ def test_a_priority_is_kueues_priority_class_where_there_is_a_queue() -> None:
             job.model_copy(update={"jobs": settings, "cluster": ClusterJobs(image="i")})
         )
         assert manifest["metadata"]["labels"].get(PRIORITY_LABEL) == found
+
+
+# A worker that renders rows: it puts a row's record, and after it looks whether to give way.
+ROWS = """
+import os, sys, time
+from pathlib import Path
+from hvkf.errors import GaveWay
+from hvkf.jobs.turns import GiveWay
+from hvkf.storage import FolderStore
+
+store, log = FolderStore(Path(sys.argv[1])), Path(sys.argv[2])
+name, priority, rows, row_s, within_s = sys.argv[3], sys.argv[4], sys.argv[5], *sys.argv[6:]
+gives_way = GiveWay(priority, float(within_s))
+for row in rows.split(","):
+    path = f"out/{name}/{row}"
+    if store.exists(path):
+        continue
+    end_s = time.monotonic() + float(row_s)
+    while time.monotonic() < end_s:
+        time.sleep(0.01)
+        found = gives_way.look()
+        if found is not None and found.at_once:
+            with log.open("a") as sink:
+                sink.write(f"{name} gives {row} back\\n")
+            sys.exit(GaveWay.exit_code)
+    store.put(path, b"")
+    with log.open("a") as sink:
+        sink.write(f"{name} {row}\\n")
+    if gives_way.look() is not None:
+        sys.exit(GaveWay.exit_code)
+"""
+
+
+class Rows:
+    """A workspace whose renders are processes of the script above, and the order of their rows."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = FolderStore(folder / "workspace")
+        self.log = folder / "rows.txt"
+        self.log.touch()
+        self.row_s = {"large": 0.05, "urgent": 0.01}
+        self.within_s = 60.0
+        self.said: list[str] = []
+        script = folder / "rows.py"
+        script.write_text(ROWS)
+
+        def command(job: JobSpec, parts: list[int]) -> list[str]:
+            plan = self.plans[job.plan]
+            rows = [row for part in parts for row in plan.parts[part].work["rows"]]
+            settings = [job.plan, job.priority, ",".join(map(str, rows))]
+            figures = [str(self.row_s[job.plan]), str(self.within_s)]
+            places = [str(self.store.root), str(self.log)]
+            return [sys.executable, str(script), *places, *settings, *figures]
+
+        monkeypatch.setattr(local, "worker_command", command)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        self.plans: dict[str, Plan] = {}
+
+    def plan(self, name: str, num_rows: int, **settings: object) -> Plan:
+        """Plan a render whose rows are one part."""
+        part = Part(
+            index=0,
+            outputs=tuple(f"out/{name}/{row}" for row in range(num_rows)),
+            work={"rows": list(range(num_rows))},
+        )
+        plan = plan_of("render", 0, 1, **settings)
+        self.plans[name] = plan.model_copy(update={"digest": name, "parts": (part,)})
+        return self.plans[name]
+
+    def run_beside(self, large: Plan, urgent: Plan, after_rows: int) -> list[str]:
+        """Run both; the urgent one asks when the large one has done so many rows."""
+        listener = Listener(lambda index, event: None, self.said.append)
+        threads = [
+            threading.Thread(target=run_plan, args=(plan, self.store, listener))
+            for plan in (large, urgent)
+        ]
+        threads[0].start()
+        until_s = time.monotonic() + 60
+        while len(self.done()) < after_rows:
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+        threads[1].start()
+        self.asked_after = len(self.done())
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive()
+        return self.done()
+
+    def done(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    return Rows(tmp_path, monkeypatch)
+
+
+def test_an_urgent_render_begins_after_the_row_at_work_not_after_its_part(rows: Rows) -> None:
+    """Six urgent rows waited until all 175 rows of the other were done: it was one part."""
+    large = rows.plan("large", 60, part_minutes=20.0)
+    urgent = rows.plan("urgent", 6, priority="urgent", urgent_within_s=60.0)
+    found = rows.run_beside(large, urgent, after_rows=3)
+    first = found.index("urgent 0")
+    assert first - rows.asked_after <= 2, "the row at work, and one that began while it asked"
+    assert found[first : first + 6] == [f"urgent {row}" for row in range(6)]
+    assert sorted(found) == sorted({*found}), "no row was done twice"
+    assert len(found) == 66
+    waited = next(line for line in rows.said if "waits for its turn" in line)
+    assert "render large (normal, process" in waited
+    assert "gives way at the end of its row, within 60 s" in waited
+
+
+def test_a_row_that_goes_on_for_longer_than_an_urgent_one_should_wait_is_given_back(
+    rows: Rows,
+) -> None:
+    rows.row_s["large"], rows.within_s = 3.0, 0.2
+    large = rows.plan("large", 2)
+    urgent = rows.plan("urgent", 2, priority="urgent")
+    found = rows.run_beside(large, urgent, after_rows=0)
+    assert found[:3] == ["large gives 0 back", "urgent 0", "urgent 1"]
+    assert found[3:] == ["large 0", "large 1"]
+
+
+def test_who_gives_way_again_and_again_is_not_given_up(rows: Rows) -> None:
+    """A part may be started `max_attempts` times, here two; giving way is none of them."""
+    large = rows.plan("large", 12)
+    listener = Listener(lambda index, event: None, rows.said.append)
+    thread = threading.Thread(target=run_plan, args=(large, rows.store, listener))
+    thread.start()
+    for number in range(4):
+        rows.row_s[f"urgent{number}"] = 0.01
+        urgent = rows.plan(f"urgent{number}", 1, priority="urgent")
+        done = len(rows.done())
+        until_s = time.monotonic() + 60
+        while thread.is_alive() and len(rows.done()) <= done:
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+        run_plan(urgent, rows.store, listener)
+    thread.join(120)
+    assert not thread.is_alive()
+    assert len([line for line in rows.done() if line.startswith("large ")]) == 12
+
+
+@pytest.mark.parametrize(
+    ("turn_since_s", "gives_way_s", "said"),
+    [
+        (1000.0, None, "render 3f2a (low, process 7) has it for about 19 minutes"),
+        (1000.0, 120.0, "render 3f2a (low, process 7) gives way at the end of its row, within 2 m"),
+        (-9000.0, None, "render 3f2a (low, process 7) ends its own"),
+        (None, None, "render 3f2a (low, process 7) is before it"),
+    ],
+)
+def test_who_waits_is_told_for_whom_and_about_how_long(
+    turn_since_s: float | None, gives_way_s: float | None, said: str
+) -> None:
+    asker = turns.Asker(
+        key="k",
+        name="render 3f2a",
+        rank=0,
+        weight=1.0,
+        used_s=0.0,
+        joined_s=0.0,
+        turn_since_s=turn_since_s,
+        turn_minutes=20.0,
+        process=7,
+        process_started_s=0.0,
+    )
+    assert asker.sentence(1060.0, gives_way_s).startswith(said)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hvkf.crashes import note_crash
 from hvkf.errors import AlreadyExists
 from hvkf.manifest import ManifestRow
 from hvkf.stages.render_claims import Claims, Owner
@@ -31,7 +32,9 @@ class World(NamedTuple):
     """What happens to whom; shares are chances of a part's start, or of a row.
 
     A straggler works `slowness` times slower. A frozen worker falls silent for `frozen_s` in the
-    midst of a row and then goes on, as one does whose machine was suspended.
+    midst of a row and then goes on, as one does whose machine was suspended. A bad row raises an
+    error, a crasher crashes its worker and whoever started that one notes it, a killer ends its
+    worker and nobody knows why.
     """
 
     num_workers: int = 1000
@@ -45,6 +48,8 @@ class World(NamedTuple):
     frozen_s: float = 600.0
     duplicates: float = 0.02
     bad_rows: float = 0.001
+    crashers: float = 0.0
+    killers: float = 0.0
     seed: int = 0
 
 
@@ -76,6 +81,9 @@ class MemoryStore:
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the objects that lie directly in a folder: claims and records have no others."""
         yield from sorted(f"{prefix}/{name}" for name in self._folders[prefix])
+
+    def list_root(self) -> Iterator[str]:
+        yield from ()
 
     def list_partial(self) -> Iterator[str]:
         yield from ()
@@ -114,8 +122,8 @@ class MemoryStore:
 class _Worker:
     """A pod at work on one part."""
 
-    def __init__(self, house: "House", part: int, claims: Claims) -> None:
-        self.part, self.claims = part, claims
+    def __init__(self, house: "House", part: int, claims: Claims, name: str) -> None:
+        self.part, self.claims, self.name = part, claims, name
         attempt = f"start {house.num_starts} of part {part}"
         self.steps: Generator[Any, Any, None] = work_off(
             house.tasks(part), house.store, claims, attempt=attempt, clock=house.now
@@ -151,7 +159,12 @@ class House:
         self._free = world.num_workers
         num_parts = -(-world.num_rows // world.rows_per_part)
         self._waiting = list(range(num_parts))[::-1]
-        self._bad = {row for row in range(world.num_rows) if self.random.random() < world.bad_rows}
+        self._bad = self._some(world.bad_rows)
+        self._crashers = self._some(world.crashers) - self._bad
+        self._killers = self._some(world.killers) - self._bad - self._crashers
+
+    def _some(self, share: float) -> set[int]:
+        return {row for row in range(self.world.num_rows) if self.random.random() < share}
 
     def now(self) -> float:
         """The made-up time."""
@@ -194,9 +207,10 @@ class House:
     def _begin(self, part: int) -> None:
         self.num_starts += 1
         # Each worker is on a machine of its own: that it is gone is only seen by its silence.
-        owner = Owner(f"worker {self.num_starts}", f"machine {self.num_starts}", 1, 0.0)
+        name = f"worker {self.num_starts}"
+        owner = Owner(name, f"machine {self.num_starts}", 1, 0.0, name)
         claims = Claims(self.store, life_s=LIFE_S, max_tries=MAX_TRIES, owner=owner, clock=self.now)
-        worker = _Worker(self, part, claims)
+        worker = _Worker(self, part, claims, name)
         if worker.slowness > 1:
             self.seen["stragglers"] += 1
         if worker.dies_s < float("inf"):
@@ -248,7 +262,22 @@ class House:
             worker.silent_until_s = self._now_s + self.world.frozen_s
             ends_s += self.world.frozen_s
             worker.freezes_s = float("inf")
-        self._at(ends_s, lambda: self._end(worker))
+        if worker.task.row.row in self._crashers | self._killers:
+            self._at(ends_s, lambda: self._crash(worker))
+        else:
+            self._at(ends_s, lambda: self._end(worker))
+
+    def _crash(self, worker: _Worker) -> None:
+        """End a worker by the row that it renders."""
+        if not worker.is_alive:
+            return
+        assert worker.task is not None
+        self.seen["crashes"] += 1
+        if worker.task.row.row in self._crashers:
+            note_crash(self.store, worker.name, "SIGSEGV")
+        self.failing_s += self._now_s - worker.begun_s
+        worker.task = None
+        self._die(worker)
 
     def _end(self, worker: _Worker) -> None:
         """End a row as the worker does: record it if it is still held."""
@@ -279,9 +308,10 @@ class House:
             if not self.store.exists(path):
                 lost.append(number)
             elif (found := RenderRecord.from_json(self.store.read(path))).failure is not None:
-                assert "out of memory" in found.failure.message or "without a word" in (
-                    found.failure.message
-                )
+                said = ("out of memory", "its worker crashed (SIGSEGV)", "without a word")
+                kind = [number in of for of in (self._bad, self._crashers, self._killers)]
+                assert any(kind), f"a good row was quarantined: {found.failure.message}"
+                assert said[kind.index(True)] in found.failure.message
                 set_aside.add(number)
         return {
             "rows": self.world.num_rows,
@@ -290,8 +320,10 @@ class House:
             "rendered_twice": sum(count > 1 for count in self.records.values()),
             "set_aside": len(set_aside),
             "bad_rows": len(self._bad),
-            "bad_rows_not_set_aside": len(self._bad - set_aside),
-            "good_rows_set_aside": len(set_aside - self._bad),
+            "crashers": len(self._crashers),
+            "killers": len(self._killers),
+            "bad_rows_not_set_aside": len((self._bad | self._crashers | self._killers) - set_aside),
+            "good_rows_set_aside": len(set_aside - self._bad - self._crashers - self._killers),
             "lost": len(lost),
             "starts": self.num_starts,
             **{name.replace(" ", "_"): count for name, count in sorted(self.seen.items())},

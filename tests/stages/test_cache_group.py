@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hvkf import ledger
+from hvkf.ledger_paths import segment_path
 from hvkf.media.errors import MediaFault
 from hvkf.records import Reading
 from hvkf.stages import cache, cache_frames, cache_group
@@ -71,9 +72,9 @@ def test_a_segment_is_committed_with_its_last_sample_while_others_are_made(
     opened = cache_group._Segments(store, segments, committer)
     with committer, closing(ClipSamples(config, [ClipWork(clip, [short])])) as samples:
         opened.add(clip, *next(samples.of_next_clip()))
-    assert store.exists(ledger.segment_path(cache.SCENES_ROOT, short.bucket))
+    assert store.exists(segment_path(cache.SCENES_ROOT, short.bucket))
     scratch = opened._open[long.bucket].writer._folder
     assert scratch.exists()
     opened.close()
     assert not scratch.exists()
-    assert not store.exists(ledger.segment_path(cache.SCENES_ROOT, long.bucket))
+    assert not store.exists(segment_path(cache.SCENES_ROOT, long.bucket))

@@ -7,10 +7,21 @@ import tempfile
 import threading
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvkf.stages.render_claims import Busy, Claims, Owner, SetAside, forget_claims, last_claim
+from hvkf.crashes import note_crash
+from hvkf.errors import Stopped
+from hvkf.stages.render_claims import (
+    CLAIMS,
+    Busy,
+    Claims,
+    Owner,
+    SetAside,
+    forget_claims,
+    last_claim,
+)
 from hvkf.storage import FolderStore
 
 TIMEOUT_S = 30
@@ -27,7 +38,7 @@ class Clock:
 
 
 def worker(store: FolderStore, clock: Clock, name: str) -> Claims:
-    owner = Owner(name, f"machine of {name}", 1, 0.0)
+    owner = Owner(name, f"machine of {name}", 1, 0.0, name)
     return Claims(store, life_s=60, max_tries=3, owner=owner, clock=clock)
 
 
@@ -99,17 +110,110 @@ def test_a_row_that_fails_three_times_is_set_aside_with_the_last_reason(tmp_path
     assert one.take("row") is None
 
 
-def test_a_stop_is_no_try_and_a_silent_death_is(tmp_path: Path) -> None:
+def die_on_it(store: FolderStore, clock: Clock, name: str, *, together: bool = False) -> Claims:
+    """Let a worker take the row, and fall silent for ever."""
+    claims = worker(store, clock, name)
+    assert claims.take("row", together=together) is None
+    clock.now_s += 61
+    return claims
+
+
+def test_neither_a_stop_nor_a_killed_worker_is_a_try(tmp_path: Path) -> None:
     store, clock = FolderStore(tmp_path), Clock()
-    one, two = worker(store, clock, "one"), worker(store, clock, "two")
+    one = worker(store, clock, "one")
     for _ in range(5):
         assert one.take("row") is None
         one.release_all()
-    for _ in range(3):
-        assert one.take("row") is None
-        one = worker(store, clock, "another")
+    for number in range(5):
+        die_on_it(store, clock, f"killed {number}")
+    assert one.take("row") is None
+    one.end("row", "failed", "reason")
+    assert one.take("row") is None
+    _, claim = last_claim(store, "row")
+    assert claim is not None
+    assert claim.tries == 1
+
+
+def test_a_row_that_crashes_its_worker_three_times_is_set_aside(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    for number in range(3):
+        die_on_it(store, clock, f"worker {number}")
+        note_crash(store, f"worker {number}", "SIGSEGV")
+    found = worker(store, clock, "another").take("row")
+    assert found == SetAside("its worker crashed (SIGSEGV)")
+
+
+def test_a_crash_that_is_noted_after_the_row_was_taken_again_counts(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    for number in range(3):
+        die_on_it(store, clock, f"worker {number}")
+    for number in range(3):
+        note_crash(store, f"worker {number}", "SIGSEGV")
+    assert isinstance(worker(store, clock, "another").take("row"), SetAside)
+
+
+def test_a_crash_amid_a_batch_is_no_rows_try_and_each_is_alone_from_then_on(
+    tmp_path: Path,
+) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    die_on_it(store, clock, "one", together=True)
+    note_crash(store, "one", "SIGSEGV")
+    two = worker(store, clock, "two")
+    assert two.take("row", together=True) is None
+    assert two.must_be_alone("row")
+    two.end("row", "failed", "reason")
+    _, claim = last_claim(store, "row")
+    assert claim is not None
+    assert claim.tries == 0
+
+
+def test_a_row_on_which_ten_workers_ended_unwatched_is_set_aside(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    for number in range(9):
+        die_on_it(store, clock, str(number))
+    die_on_it(store, clock, "the tenth")
+    found = worker(store, clock, "another").take("row")
+    assert found == SetAside("10 workers ended without a word while they rendered it")
+
+
+def test_a_claim_that_its_own_worker_took_again_is_no_death(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    one = worker(store, clock, "one")
+    assert one.take("row") is None
+    for _ in range(20):
         clock.now_s += 61
-    assert two.take("row") == SetAside("its worker ended without a word")
+        assert one.renew() == ()
+    one.end("row", "failed", "reason")
+    assert one.take("row") is None
+
+
+def test_a_stop_before_a_claim_was_created_leaves_another_workers_claim(tmp_path: Path) -> None:
+    class Stopping(FolderStore):
+        def put_new(self, path: str, data: bytes) -> None:
+            FolderStore(tmp_path).put_new(path, b"")  # another was faster
+            store.put(path, last.to_json())
+            raise Stopped("told to stop")
+
+    store, clock = FolderStore(tmp_path), Clock()
+    others = worker(store, clock, "other")
+    assert others.take("row") is None
+    _, found = last_claim(store, "row")
+    assert found is not None
+    last = found
+    forget_claims(store, "row")
+    one = worker(Stopping(tmp_path), clock, "one")
+    with pytest.raises(Stopped):
+        one.take("row")
+    one.release_all()
+    assert last_claim(store, "row") == (1, last)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "zzz.txt", "000001.json.bak", "~000009.json"])
+def test_a_foreign_file_beside_claims_is_none_of_them(tmp_path: Path, name: str) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    assert worker(store, clock, "one").take("row") is None
+    store.put(f"{CLAIMS}/row/{name}", b"\0")
+    assert worker(store, clock, "two").take("row") == Busy(1060.0)
 
 
 def test_the_claim_of_a_process_of_this_machine_that_is_gone_is_free_at_once(
@@ -131,7 +235,7 @@ def test_the_claim_of_a_process_of_this_machine_that_is_gone_is_free_at_once(
     number, claim = last_claim(store, "row")
     assert number == 2
     assert claim is not None
-    assert (claim.process, claim.tries) == (os.getpid(), 1)
+    assert (claim.process, claim.tries) == (os.getpid(), 0)  # it was killed, not by the row
 
 
 actions = st.lists(

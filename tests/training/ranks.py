@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from hvkf.errors import HvkfError
+from hvkf.errors import HvkfError, Stopped
 
 TIMEOUT_S = 100
 
@@ -52,7 +52,7 @@ def _be_rank(rank: int, num_ranks: int, port: int, work: Callable[[int], None]) 
         os.environ["OMP_NUM_THREADS"] = "1"
         work(rank)
         code = 0
-    except HvkfError as fault:
+    except (HvkfError, Stopped) as fault:
         print(f"rank {rank}: {fault}", file=sys.stderr, flush=True)
         code = fault.exit_code
     except BaseException:

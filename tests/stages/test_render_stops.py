@@ -1,0 +1,59 @@
+"""SIGTERM to a rendering worker: it ends at once, gives its rows back, and no row pays for it."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvkf import cli
+from hvkf.errors import Stopped
+from hvkf.model.renderer import Renderer
+from hvkf.stages import render
+from hvkf.stages.render_claims import last_claim
+from hvkf.storage import FolderStore
+from tests.stages.render_manifests import config_for, rendered, results, row, write_manifest
+
+
+@pytest.fixture(autouse=True)
+def _as_a_worker_takes_signals() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, cli._stop)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_stop_amid_a_row_ends_the_worker_and_costs_no_try(
+    pairs: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    rows = [row("one"), row("two", seed=1)]
+    config = config_for(write_manifest(pairs, rows), speed={"batch_size": batch_size})
+    plan = render.plan(config, store)
+    steps: list[int] = []
+    sample = Renderer.render_batch
+
+    def stopped_at_the_second_step(self: Renderer, *arguments: object, **options: object) -> object:
+        on_step = options["on_step"]
+        assert callable(on_step)
+
+        def stop(step: int) -> None:
+            steps.append(step)
+            if len(steps) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            on_step(step)
+
+        return sample(self, *arguments, **{**options, "on_step": stop})  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Renderer, "render_batch", stopped_at_the_second_step)
+        with pytest.raises(Stopped):
+            render.run(plan, store, plan.parts)
+    assert len(steps) == 2, "it went on after it was told to stop"
+    claims = [
+        last_claim(store, Path(output).stem)[1] for part in plan.parts for output in part.outputs
+    ]
+    taken = [claim for claim in claims if claim is not None]
+    assert len(taken) == batch_size
+    assert {(claim.ended, claim.tries) for claim in taken} == {("released", 0)}
+    assert [found["state"] for found in results(store, rendered(config, store))] == ["rendered"] * 2
