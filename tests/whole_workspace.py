@@ -1,10 +1,13 @@
 """A small workspace in which there is an object of every kind, made by the stages themselves."""
 
+import time
 from pathlib import Path
 
+from hvkf import ledger
 from hvkf.catalog import newest_catalog
 from hvkf.cli import stage_module
 from hvkf.config import Config
+from hvkf.crashes import note_crash
 from hvkf.loras import resolve_lora
 from hvkf.manifest import keep_pasted_rows
 from hvkf.media.writing import write_png
@@ -14,6 +17,8 @@ from hvkf.stages.evaluate_gate import gate
 from hvkf.stages.promotion import candidate_of, put_into_use
 from hvkf.stages.render_records import manifest_folder
 from hvkf.storage import Store, open_store
+from hvkf.sweeps import begin_sweep, change_sweep
+from hvkf.uses import WORK, WorkUse
 from hvkf.video import decode_frames
 from tests.workspaces import small_config, write_dataset
 
@@ -45,7 +50,7 @@ def run_here(stage: str, config: Config, store: Store) -> str:
     """Run a stage in this process; return the path of its result."""
     module = stage_module(stage)
     plan = module.plan(config, store)
-    store.put(plan.path, plan.to_json())
+    ledger.put_plan(store, plan)
     module.run(plan, store, plan.parts)
     return str(module.commit(plan, store).result)
 
@@ -65,5 +70,22 @@ def make_whole_workspace(folder: Path) -> Config:
     run_here("render", config, store)
     keep_pasted_rows(MANIFEST, store)
     Night(config, store, "a test")
+    _leave_traces(store)
     assert newest_catalog(store, config.ingest.dataset).number == 1
     return config
+
+
+def _leave_traces(store: Store) -> None:
+    """Leave what a deletion, a crash and a killed command leave."""
+    change_sweep(store, begin_sweep(store), "done", frozenset(), time.time)
+    note_crash(store, "render-1", "SIGSEGV")
+    use = WorkUse(
+        what="hvkf train",
+        owner="here:1",
+        machine="here",
+        process=1,
+        process_started_s=0,
+        since_s=0,
+        until_s=1,
+    )
+    store.put(f"{WORK}/{'0' * 32}.json", use.to_json())

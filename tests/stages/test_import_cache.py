@@ -18,7 +18,7 @@ from hvkf.stages import encode as encode_stage
 from hvkf.stages.cache import SCENES_ROOT
 from hvkf.stages.encode import latents_root
 from hvkf.stages.import_cache import import_caches
-from hvkf.storage import FolderStore
+from hvkf.storage import FolderStore, open_store
 from hvkf.training.items import find_sources, read_items
 from hvkf.verify import verify_workspace
 from tests.reference_caches import (
@@ -168,7 +168,7 @@ def test_an_import_that_was_cut_off_ends_as_an_undisturbed_one(
         patched.setattr(SegmentWriter, "commit", cut_off)
         with pytest.raises(InterruptedError):
             import_into(config, folder)
-    store = FolderStore(Path(config.workspace))
+    store = open_store(config.workspace)
     assert ledger.latest_dataset(store, latents_root(config, store), "old") is None
     import_into(config, folder)
     found, expected = (
