@@ -201,7 +201,7 @@ def test_the_default_track_is_read_then_the_largest_and_never_a_single_picture(
     path = tracks(tmp_path / "a.mkv", *levels)
     info = probe(path)
     assert (info.width, info.num_frames, info.reading.track) == (side, 5, number)
-    assert ("tracks" in codes(info)) == all(count > 1 for _, _, count, _ in levels)
+    assert "tracks" in codes(info)
     ((_, pixels),) = decode_frames(path, [2], info.reading)
     assert abs(int(pixels.mean()) - levels[number][1]) <= 2
 
