@@ -1,5 +1,6 @@
 """Opening a video file: only regular files, only containers that open no other file."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import av
 from av.container import InputContainer
 
 from hvkf.containers import what_is_cut_off
-from hvkf.media.errors import MediaFault
+from hvkf.media.errors import UNREADABLE_FILE, MediaFault
 from hvkf.user_files import open_regular, reason_of
 
 # Playlists are left out on purpose: they make the decoder open other files.
@@ -17,6 +18,9 @@ DEMUXERS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,asf,ogg,mxf,nut,ivf,gif,apng,dv,"
     "yuv4mpegpipe,mp3,wav,flac,aac"
 )
+
+NO_FILE = (errno.EISDIR, errno.EINVAL)
+"""The system's answers about folders, pipes and devices, which will not pass by themselves."""
 
 
 @contextmanager
@@ -51,7 +55,8 @@ def _check(path: Path) -> None:
     except FileNotFoundError:
         raise MediaFault("missing", f"there is no file {path.name}") from None
     except OSError as error:
-        raise MediaFault("unreadable", f"{path.name} cannot be read: {reason_of(error)}") from error
+        code = "unreadable" if error.errno in NO_FILE else UNREADABLE_FILE
+        raise MediaFault(code, f"{path.name} cannot be read: {reason_of(error)}") from error
     if size == 0:
         raise MediaFault("empty", f"{path.name} is an empty file; copy it again or remove its row")
     if lacking is not None:

@@ -44,10 +44,11 @@ def choose_track(container: InputContainer, path: Path) -> Track:
         )
     chosen = min(moving, key=_rank)
     note = None
-    if len(moving) > 1:
+    if len(tracks) > 1:
         is_default = chosen.stream.disposition & Disposition.default
         why = "the default one" if is_default else "the largest"
-        message = f"it has {len(moving)} video tracks: number {chosen.number + 1} is read, {why}"
+        why = why if len(moving) > 1 else "the only one of more than a picture"
+        message = f"it has {len(tracks)} video tracks: number {chosen.number + 1} is read, {why}"
         note = Note(code="tracks", message=message)
     return _checked(chosen._replace(note=note), path.name)
 

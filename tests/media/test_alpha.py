@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvkf.media import reading as reading_module
 from hvkf.media.alpha import over_white
 from hvkf.records import Reading
 from hvkf.video import decode_frames, probe
@@ -103,3 +104,14 @@ def test_pictures_are_mixed_with_white_by_their_alpha() -> None:
     assert np.abs(mixed - (rgb * share + 255 * (1 - share))).max() <= 0.501
     assert np.array_equal(mixed[15, 15], rgb[15, 15])
     assert mixed[0, 0].tolist() == [255, 255, 255]
+
+
+def test_transparency_that_no_decoder_shows_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = half_transparent(0)
+    path = encode_tagged(tmp_path / "a.webm", frames, "libvpx-vp9", "yuva420p", tags=Tags(6))
+    monkeypatch.setattr(reading_module, "ALPHA_DECODERS", {})
+    info = probe(path)
+    assert info.reading == Reading()
+    assert [note.code for note in info.notes] == ["hidden-alpha"]
