@@ -75,6 +75,7 @@ LEVELS = [
         "hvkf.resize",
         "hvkf.tables",
         "hvkf.table_files",
+        "hvkf.unicode_names",
         "hvkf.parquet_rows",
         "hvkf.captions",
         "hvkf.seeds",
