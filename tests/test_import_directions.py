@@ -59,6 +59,7 @@ LEVELS = [
         "hvkf.loras",
         "hvkf.manifest",
         "hvkf.manifest_cells",
+        "hvkf.manifest_errors",
     },
     {
         "hvkf.storage",
