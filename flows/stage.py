@@ -120,12 +120,23 @@ def run_hvkf(arguments: list[str], standard_input: str) -> str:
         check=False,
     )
     if ended.returncode:
+        _keep_table(arguments[0], ended.stderr.splitlines())
         said = [line for line in ended.stderr.splitlines() if line.startswith(ERROR_PREFIX)]
         sentence = said[-1].removeprefix(ERROR_PREFIX) if said else ended.stderr[-2000:]
         fault = fault_of(ended.returncode, sentence)
         assert fault is not None
         raise fault
     return ended.stdout.splitlines()[-1]
+
+
+def _keep_table(stage: str, said: list[str]) -> None:
+    """Keep the table of all errors that a step printed above its sentence, if it did."""
+    table = [line for line in said if line.startswith("|")]
+    if table:
+        wait_for_server()
+        create_markdown_artifact(
+            key=f"{stage}-errors", markdown="\n".join(table), description=f"Errors of {stage}"
+        )
 
 
 def _markdown(summary: Summary, workspace: str) -> str:

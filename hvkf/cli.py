@@ -414,6 +414,8 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def _end(error: HvkfError | Stopped) -> int:
     sentence = " ".join(str(error).split()) or f"{type(error).__name__}, and nothing more is known."
+    for line in error.details:
+        print(line, file=sys.stderr)
     print(f"{ERROR_PREFIX}{sentence}", file=sys.stderr)
     return error.exit_code
 

@@ -31,6 +31,11 @@ class HvkfError(Exception):
 
     exit_code = 1
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Lines that a terminal shows above the sentence, such as a table."""
+        return ()
+
     def __init__(self, *message: object) -> None:
         super().__init__(*(without_secrets(str(part)) for part in message))
 

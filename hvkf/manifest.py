@@ -5,11 +5,12 @@ All faults of a manifest are found before anything is done, and said together.
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hvkf.errors import BadInput, ConfigError
 from hvkf.manifest_cells import PARSERS, frame_of, is_missing, pairs_of, whole_of
+from hvkf.manifest_errors import ManifestError, RowError, RowImages
 from hvkf.records import Record
 from hvkf.settings.rendering import RenderConfig
 from hvkf.shown import shown
@@ -22,10 +23,15 @@ REQUIRED = ("id", *ENDS, "prompt")
 NUMBERS = ("width", "height", "num_frames", "steps", "guidance", "true_cfg_scale", "seed")
 OPTIONAL = (*NUMBERS, "lora", "negative_prompt")
 COLUMNS = (*REQUIRED, "keyframes", "tags", *OPTIONAL)
-MAX_SHOWN_FAULTS = 100
+MAX_KEPT_ERRORS = 100_000
+MORE_CELLS = "it has more cells than the header: put prompts that hold the separator in quotes"
 SIMILAR_NAME = 0.75
 MAX_COLUMN_LETTERS = 32
 MAX_HINTS = 5
+
+
+# Field, value and fix; the field is empty where the whole row is meant.
+Problem = tuple[str, str, str]
 
 
 class ManifestRow(Record):
@@ -125,7 +131,7 @@ def stream_manifest(
     defaults: RenderConfig,
     check_lora: Callable[[str], object] = lambda spec: None,
 ) -> Iterator[ManifestRow]:
-    """Yield the rows of a manifest; its faults are said at the end, all together.
+    """Yield the rows of a manifest; its errors are said at the end, all together.
 
     Args:
         data: See `TableFile`.
@@ -135,32 +141,36 @@ def stream_manifest(
 
     Raises:
         ConfigError: a default cannot be rendered.
-        BadInput: the file is broken or has no rows, or naming every row's faults.
+        BadInput: the file is broken or has no rows.
+        ManifestError: with every row's errors.
     """
     parser = _RowParser(name, defaults, check_lora)
-    faults: list[str] = []
+    errors: list[RowError] = []
     table = TableFile(data, name, COLUMNS, "manifest")
-    num_faults = number = 0
+    number = 0
     for row in table:
         number = row.number
         parsed, problems = parser.parse(row)
-        num_faults += len(problems)
-        faults += [
-            f"row {number}: {problem}" for problem in problems[: MAX_SHOWN_FAULTS - len(faults)]
-        ]
-        if not num_faults:
+        errors += problems[: MAX_KEPT_ERRORS - len(errors)]
+        if not errors:
             yield ManifestRow.model_validate({"row": number, **parsed})
     if not number:
         raise BadInput(f"The manifest {name} has no rows: add a row for each pair.")
     _check_columns(list(table.columns), name)
-    if num_faults:
-        more = num_faults - len(faults)
-        raise BadInput(
-            f"The manifest {name} cannot be rendered; {num_faults} faults in {number} rows: "
-            + "; ".join(faults)
-            + (f"; and {more} more" if more > 0 else "")
-            + "."
-        )
+    if errors:
+        raise ManifestError(name, errors, number)
+
+
+def images_of_rows(defaults: RenderConfig) -> Iterator[RowImages]:
+    """Read the images of all rows of a manifest again, as far as their cells can be read."""
+    assert defaults.manifest is not None
+    parser = _RowParser(defaults.manifest, defaults, lambda spec: None)
+    data = read_file(defaults.manifest, f"There is no manifest {defaults.manifest!r} any more.")
+    for row in TableFile(data, defaults.manifest, COLUMNS, "manifest"):
+        parsed, _ = parser.parse(row)
+        named = [(field, parsed[field]) for field in ENDS if parsed.get(field)]
+        named += [("keyframes", path) for _, path in parsed.get("keyframes", ())]
+        yield RowImages(row.number, parsed.get("id", ""), tuple(named))
 
 
 class _RowParser:
@@ -177,42 +187,47 @@ class _RowParser:
         self._loras: dict[str, str] = {}
         self._first_with: dict[object, int] = {}
 
-    def parse(self, row: Row) -> tuple[dict[str, Any], list[str]]:
-        """Parse a row."""
-        number, values = row.number, row.values
+    def parse(self, row: Row) -> tuple[dict[str, Any], list[RowError]]:
+        """Parse a row: its values, as far as they can be read, and what is wrong with it."""
+        values = row.values
         parsed: dict[str, Any] = {}
-        problems = []
+        problems: list[Problem] = []
         if row.num_cells:
-            problems.append(
-                "it has more cells than the header: put prompts that hold the separator in quotes"
-            )
+            problems.append(("", "", MORE_CELLS))
         for field in ("id", "prompt", *NUMBERS, "lora", "negative_prompt", "tags"):
             self._take(field, values.get(field), PARSERS[field], parsed, problems)
+        self._take_frames(values, parsed, problems)
+        lora = parsed.get("lora")
+        if lora and (reason := self._lora_fault(lora)):
+            problems.append(("lora", shown(lora), reason))
+        first = self._first_with.setdefault(parsed.get("id", row.number), row.number)
+        if first != row.number:
+            reason = f"row {first} has it; rename one of them"
+            problems.append(("id", shown(parsed["id"]), reason))
+        name = parsed.get("id", "")
+        return parsed, [RowError(row.number, name, *problem) for problem in problems]
+
+    def _take_frames(
+        self, values: Mapping[str, Any], parsed: dict[str, Any], problems: list[Problem]
+    ) -> None:
+        """Read the first and the last frame, or the keyframes in their place."""
         if is_missing(values.get("keyframes")):
             for field in ENDS:
                 self._take(field, values.get(field), self._frame, parsed, problems)
-        else:
-            count = parsed.get("num_frames")
-            self._take(
-                "keyframes",
-                values["keyframes"],
-                lambda value: self._keyframes(value, count),
-                parsed,
-                problems,
-            )
-            problems += [
-                f"{field} is {shown(values[field])}: keyframes are given; leave one of them out"
-                for field in ENDS
-                if not is_missing(values.get(field))
-            ]
-        if lora := parsed.get("lora"):
-            problems += [
-                f"lora is {shown(lora)}: {fault}" for fault in [self._lora_fault(lora)] if fault
-            ]
-        first = self._first_with.setdefault(parsed.get("id", number), number)
-        if first != number:
-            problems.append(f"id is {shown(parsed['id'])}: row {first} has it; rename one of them")
-        return parsed, problems
+            return
+        count = parsed.get("num_frames")
+        self._take(
+            "keyframes",
+            values["keyframes"],
+            lambda value: self._keyframes(value, count),
+            parsed,
+            problems,
+        )
+        problems += [
+            (field, shown(values[field]), "keyframes are given; leave one of them out")
+            for field in ENDS
+            if not is_missing(values.get(field))
+        ]
 
     def _take(
         self,
@@ -220,15 +235,15 @@ class _RowParser:
         value: object,
         parse: Callable[[object], Any],
         parsed: dict[str, Any],
-        problems: list[str],
+        problems: list[Problem],
     ) -> None:
         if field in self._filled and is_missing(value):
             parsed[field] = self._filled[field]
             return
         try:
             parsed[field] = parse(value)
-        except ValueError as fault:
-            problems.append(f"{field} is {shown(value)}: {fault}")
+        except ValueError as error:
+            problems.append((field, shown(value), str(error)))
 
     def _lora_fault(self, lora: str) -> str:
         if lora not in self._loras:

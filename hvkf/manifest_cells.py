@@ -19,8 +19,6 @@ MIN_FRAMES, MAX_FRAMES = 5, 513
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 SEED_LIMIT = 1 << 63
-MAX_ID_BYTES = 200
-"""A file is named by it, with an ending."""
 
 
 def is_missing(value: object) -> bool:
@@ -46,8 +44,6 @@ def _id(value: object) -> str:
     text = text_of(value).strip()
     if not text.isprintable() or "/" in text or "\\" in text:
         raise ValueError("write printable characters without slashes")
-    if len(text.encode()) > MAX_ID_BYTES:
-        raise ValueError(f"write at most {MAX_ID_BYTES} bytes")
     return text
 
 
@@ -90,6 +86,12 @@ def _allowed(address: str, allowed: Sequence[str], fix: str) -> str:
 
 
 def _prompt(value: object) -> str:
+    if is_missing(value):
+        raise ValueError("write what happens in the video")
+    return text_of(value).strip()
+
+
+def _negative_prompt(value: object) -> str:
     return "" if is_missing(value) else text_of(value).strip()
 
 
@@ -162,15 +164,15 @@ def _true_cfg_scale(value: object) -> float:
 
 def _seed(value: object) -> int:
     seed = whole_of(value)
-    if not -SEED_LIMIT <= seed < SEED_LIMIT:
-        raise ValueError("write a whole number of at most 63 bits")
+    if not 0 <= seed < SEED_LIMIT:
+        raise ValueError("write a whole number from 0, of at most 63 bits")
     return seed
 
 
 PARSERS: dict[str, Callable[[object], Any]] = {
     "id": _id,
     "prompt": _prompt,
-    "negative_prompt": _prompt,
+    "negative_prompt": _negative_prompt,
     "lora": lambda value: text_of(value).strip(),
     "tags": lambda value: str(value).strip() if isinstance(value, int) else text_of(value).strip(),
     "true_cfg_scale": _true_cfg_scale,

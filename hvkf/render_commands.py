@@ -60,9 +60,11 @@ def submit(
         print(f"{failure.source}: {failure.message} [{failure.code}]; it is tried again")
     if failed:
         checked = render.check_rows(settings, store, again=failed)
-    for line in checked.quote.lines():
+    refusal = render.refusal_of(settings, checked, store)
+    for line in checked.quote.lines(with_failures=refusal is None):
         print(line)
-    render.refuse_failures(settings, checked)
+    if refusal is not None:
+        raise refusal
     if dry_run:
         return
     if checked.quote.groups:

@@ -264,7 +264,10 @@ def test_fault_7_every_item_and_epoch_has_noise_of_its_own_on_whichever_rank(
     sources = find_sources(config, store)
     items = read_items(store, sources, config.data)
     keys = max(items.by_bucket().values(), key=len)
-    ranks = [TrainSamples(config, LatentReader(store, sources), items.train) for _ in range(2)]
+    ranks = [
+        TrainSamples(config, LatentReader(store, sources, config.data), items.train)
+        for _ in range(2)
+    ]
 
     def noise(rank: int, key: str, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         batch = ranks[rank][Draw(MicroBatch((key,), borrowed=False), epoch)]

@@ -59,6 +59,7 @@ LEVELS = [
         "hvkf.loras",
         "hvkf.manifest",
         "hvkf.manifest_cells",
+        "hvkf.manifest_errors",
     },
     {
         "hvkf.storage",
@@ -75,6 +76,7 @@ LEVELS = [
         "hvkf.resize",
         "hvkf.tables",
         "hvkf.table_files",
+        "hvkf.unicode_names",
         "hvkf.parquet_rows",
         "hvkf.captions",
         "hvkf.seeds",

@@ -15,8 +15,10 @@ from hvkf.stages import train as train_stage
 from hvkf.storage import FolderStore
 from hvkf.training.items import find_sources
 from hvkf.training.optimizers import make_optimizer
+from hvkf.training.tracking import accelerated
 from tests.commands import run_command
 from tests.reference_caches import BY_THE_REFERENCE, latent_record, write_latents_cache
+from tests.training.latents import train_config
 from tests.workspaces import GOLDEN, TINY
 
 FILE = GOLDEN / "reference_config_defaults.yaml"
@@ -120,3 +122,54 @@ def test_the_optimizer_that_its_own_default_names_works(name: str, kind: str) ->
 def test_what_was_broken_or_is_mistyped_says_what_to_write(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(FILE, [override])
+
+
+def test_its_dumped_file_with_keys_that_are_null_loads(tmp_path: Path) -> None:
+    """The reference writes its settings as it had them, with those that it never reads."""
+    settings = yaml.safe_load(FILE.read_text())
+    settings["data"].update(choose=None, repeat=None)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    assert load_config(file) == load_config(FILE)
+
+
+@pytest.mark.parametrize("key", ["choose", "repeat"])
+def test_its_keys_without_effect_are_refused_when_they_are_set(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {{{key}: 0.5}}")
+    with pytest.raises(ConfigError, match=f"there is no setting data.{key}"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {batch_size: null, dataloader_kwargs: {num_workers: null}}",
+        "data:\nhparams:\n",
+        "ingest: {dataset: null}\nworkspace: null\n",
+        "jobs: {train: {env: null}}",
+    ],
+)
+def test_null_means_unset(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_config(tmp_path / "config.yaml") == Config()
+
+
+def test_null_is_kept_where_it_is_a_value_and_refused_for_what_is_no_setting(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("hparams: {num_train_epochs: null, max_train_steps: 5}")
+    assert load_config(file).hparams.num_train_epochs is None
+    file.write_text("hparams: {learning_rat: null}")
+    with pytest.raises(ConfigError, match=r"there is no setting hparams.learning_rat"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_a_backend_of_its_process_groups_does_not_disturb_a_process_alone(
+    backend: str, tmp_path: Path
+) -> None:
+    config = train_config(tmp_path, ddp_kwargs={"backend": backend})
+    with accelerated(config, tmp_path / "logs") as (accelerator, _):
+        assert accelerator.num_processes == 1

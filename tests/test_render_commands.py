@@ -1,12 +1,15 @@
 """`hvkf submit` and `hvkf fetch`: look first, render, try again what failed, take the videos."""
 
+import csv
 import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from hvkf import cli as hvkf_cli
 from hvkf.errors import BadInput, CorruptData
+from hvkf.manifest_errors import ManifestError
 from hvkf.stages import render
 from hvkf.stages.render_claims import Claims
 from hvkf.stages.render_records import RenderRecord, record_path
@@ -57,25 +60,70 @@ def test_a_dry_run_prints_the_quote_and_writes_nothing(
     assert written(store) == []
 
 
-def test_all_faults_are_said_at_once_before_anything_is_asked_or_written(
+def errors_beside(manifest: Path) -> list[dict[str, str]]:
+    """Read the CSV of a manifest's errors."""
+    with manifest.with_name(f"{manifest.name}.errors.csv").open(encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_errors_are_said_at_once_images_too_before_anything_is_asked_or_written(
     pairs: Path, store: FolderStore
 ) -> None:
-    rows = [row("one", width=33), row("one", num_frames=6), row("three", "../../a.png")]
-    with pytest.raises(BadInput) as caught:
-        submit(write_manifest(pairs, rows), "--dry-run")
-    for said in ("row 1: width is '33'", "row 2: num_frames is '6'", "row 2: id is 'one'", "row 3"):
-        assert said in str(caught.value)
+    rows = [
+        row("one", width=33),
+        row("one", num_frames=6),
+        row("three", "../../a.png"),
+        row("four", "gone.png", prompt="", seed=-4),
+    ]
+    manifest = write_manifest(pairs, rows)
+    with pytest.raises(ManifestError, match="7 errors in 4 rows") as caught:
+        submit(manifest, "--dry-run")
+    assert str(caught.value).endswith(f"All of them: {manifest}.errors.csv")
+    named = [(error.row, error.field) for error in caught.value.errors]
+    assert named == [
+        *((1, "width"), (2, "num_frames"), (2, "id"), (3, "first_frame")),
+        *((4, "prompt"), (4, "seed"), (4, "first_frame")),
+    ]
+    beside = errors_beside(manifest)
+    assert [(int(cells["row"]), cells["field"]) for cells in beside] == named
+    assert "there is no image gone.png" in beside[-1]["what to do"]
     assert written(store) == []
 
 
-def test_every_image_that_cannot_be_used_is_listed_although_too_many_are(
+def test_the_terminal_shows_each_error_once_as_a_table(
     pairs: Path, store: FolderStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [row(str(n), f"gone-{n}.png") for n in range(8)]
-    with pytest.raises(BadInput, match=r"8 of 8 failed.*and 3 more"):
-        submit(write_manifest(pairs, rows), "--dry-run")
-    said = capsys.readouterr().out
-    assert all(f"row {n + 1} ({n}): there is no image gone-{n}.png" in said for n in range(8))
+    manifest = write_manifest(pairs, [row(str(n), f"gone-{n}.png") for n in range(8)])
+    config = manifest.parents[1] / "config.json"
+    config.write_text(config_for(manifest).model_dump_json())
+    code = hvkf_cli.run_command(["submit", str(manifest), "--config", str(config), "--dry-run"])
+    said, table = capsys.readouterr()
+    assert code == 65
+    assert "8 rows: 0 rendered before, 0 repeated, 8 that cannot be rendered" in said
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(lines) == 10
+    both = said + table
+    assert [both.count(f"there is no image gone-{n}.png") for n in range(3, 8)] == [1] * 5
+    assert "render.max_failed_fraction=" in table
+    assert len(errors_beside(manifest)) == 8
+
+
+def test_where_nothing_can_be_written_beside_the_manifest_its_errors_lie_in_the_workspace(
+    pairs: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_manifest(pairs, [row("one", width=33)])
+    put = FolderStore.put
+
+    def refused(self: FolderStore, path: str, data: bytes) -> None:
+        if self.root == pairs:
+            raise PermissionError(13, "Permission denied")
+        put(self, path, data)
+
+    monkeypatch.setattr(FolderStore, "put", refused)
+    with pytest.raises(ManifestError, match=r"All of them: .*workspace/manifests/errors/"):
+        submit(manifest)
+    (path,) = store.list("manifests/errors")
+    assert b"width" in store.read(path)
 
 
 def test_without_a_terminal_rendering_needs_a_yes(pairs: Path, store: FolderStore) -> None:

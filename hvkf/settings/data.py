@@ -148,6 +148,8 @@ class StreamingConfig(Section):
 class DataConfig(Section):
     """What to train on."""
 
+    unset_only = frozenset({"repeat", "choose"})
+
     local: tuple[PathText, ...] | None = Field(
         None,
         description="Folders of latent shards made by the reference; left out, the workspace's.",

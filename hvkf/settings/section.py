@@ -1,9 +1,9 @@
 """What every group of settings is: frozen, and strict about the keys it knows."""
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PackedFormat = Literal["fp8", "int8", "nf4"]
@@ -34,6 +34,26 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
+
+    # Keys of the reference's files that do nothing there: harmless while they are unset.
+    unset_only: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, values: Any) -> Any:
+        """Drop keys that are null, unless null is a value of the setting's own."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            key: value
+            for key, value in values.items()
+            if value is not None or not (key in cls.unset_only or cls._takes_no_null(key))
+        }
+
+    @classmethod
+    def _takes_no_null(cls, key: Any) -> bool:
+        field = cls.model_fields.get(key)
+        return field is not None and type(None) not in get_args(field.annotation)
 
     @field_validator("*")
     @classmethod

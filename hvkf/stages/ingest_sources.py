@@ -11,6 +11,7 @@ from hvkf.config import Config
 from hvkf.errors import BadInput, ConfigError
 from hvkf.settings.data import IngestConfig
 from hvkf.storage import LeadsOutside, Store, open_folder, safe_path
+from hvkf.unicode_names import name_there
 from hvkf.user_files import open_regular, reason_of
 
 MAX_NAME_BYTES = 255
@@ -68,7 +69,7 @@ def source_stat(sources: Store, source: str) -> tuple[int, str]:
     """
     try:
         with _explained():
-            found = sources.stat(_path(source))
+            found = sources.stat(name_there(sources, _path(source)))
     except SourceError as error:
         return -1, error.code
     return found.size, found.tag
@@ -85,6 +86,7 @@ def local_file(sources: Store, source: str) -> Iterator[Path]:
     path = _path(source)
     with contextlib.ExitStack() as stack:
         with _explained():
+            path = name_there(sources, path)
             file = sources.local_path(path)
             if file is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hvkf-source-"))

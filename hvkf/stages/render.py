@@ -13,8 +13,10 @@ from hvkf.config import Config
 from hvkf.errors import AlreadyExists
 from hvkf.journal import note_completed
 from hvkf.loras import Lora
+from hvkf.manifest_errors import ManifestError
 from hvkf.records import Failure, Part, Plan, Record, Summary, digest
 from hvkf.settings.rendering import RenderConfig
+from hvkf.stages import render_errors
 from hvkf.stages.render_cost import Quote
 from hvkf.stages.render_records import (
     ManifestRecord,
@@ -60,7 +62,8 @@ def plan(config: Config, store: Store) -> Plan:
 def quoted_plan(config: Config, store: Store) -> Quoted:
     """Plan, and say what rendering will take; see `plan`."""
     checked = check_rows(config, store)
-    refuse_failures(config, checked)
+    if refusal := refusal_of(config, checked, store):
+        raise refusal
     return plan_checked(config, store, checked)
 
 
@@ -74,19 +77,16 @@ def check_rows(config: Config, store: Store, again: Collection[str] = ()) -> Che
 
     Raises:
         BadInput: the manifest's faults, or an unknown LoRA. Images that cannot be used are in the
-            quote; see `refuse_failures`.
+            quote; see `refusal_of`.
     """
     models = models_identity(config.model, store, config.render.precision)
     return Checked(models, plan_rows(config, store, models, again))
 
 
-def refuse_failures(config: Config, checked: Checked) -> None:
-    """Refuse a manifest of which too many rows cannot be rendered.
-
-    Raises:
-        BadInput: naming the first of them, and the setting.
-    """
-    _check_failures(config, checked.planned.failures, len(checked.planned.table))
+def refusal_of(config: Config, checked: Checked, store: Store) -> ManifestError | None:
+    """Give the error of a manifest of which too many rows cannot be rendered: with all of them."""
+    planned = checked.planned
+    return render_errors.refusal_of(config, planned.errors, len(planned.table), store)
 
 
 def plan_inputs(config: Config, checked: Checked) -> dict[str, Any]:

@@ -196,8 +196,8 @@ class Quote(Record):
     notes: tuple[str, ...]
     failures: tuple[Failure, ...] = ()
 
-    def lines(self) -> list[str]:
-        """Write the quote for people."""
+    def lines(self, *, with_failures: bool = True) -> list[str]:
+        """Write the quote for people; the rows' failures may be told elsewhere."""
         to_do = sum(group.num_rows for group in self.groups)
         lines = [
             f"{self.num_rows} rows: {self.num_rendered} rendered before, {self.num_repeated} "
@@ -214,6 +214,8 @@ class Quote(Record):
             gigabytes = sum(group.num_bytes or 0 for group in known) / BYTES_PER_GB
             lines.append(f"in all {hours:.2f} device-hours, {gigabytes:.2f} GB")
         lines += self.notes
+        if not with_failures:
+            return lines
         lines += [f"{fault.source}: {fault.message} [{fault.code}]" for fault in self.failures]
         more = self.num_failed - len(self.failures)
         return [*lines, f"and {more} more rows that cannot be rendered"] if more > 0 else lines

@@ -17,6 +17,7 @@ from hvkf.model_source import WORKSPACE_SCHEME
 from hvkf.progress import progress
 from hvkf.settings.rendering import RenderConfig
 from hvkf.storage import LeadsOutside, Store, open_folder, safe_path
+from hvkf.unicode_names import name_there
 from hvkf.user_files import reason_of
 
 NUM_READERS = 8
@@ -147,7 +148,7 @@ def read_image_bytes(folder: Store, path: str, name: str | None = None) -> bytes
     except BadInput:
         raise ImageFault("outside", f"{name} names no file below its folder; correct it") from None
     try:
-        return folder.read(path, MAX_FILE_BYTES)
+        return folder.read(name_there(folder, path), MAX_FILE_BYTES)
     except LeadsOutside:
         raise ImageFault(
             "outside",

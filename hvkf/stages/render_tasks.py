@@ -4,7 +4,7 @@ Rows stream through: a hundred thousand of them are never all held as objects.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from hvkf.errors import BadInput
 from hvkf.keyframe_images import ImageFault, Look
 from hvkf.loras import Lora, resolve_lora
 from hvkf.manifest import ManifestRow, read_manifest
+from hvkf.manifest_errors import ManifestError, RowError
 from hvkf.model_source import TEXT_PARTS, model_identity, read_model_file
 from hvkf.records import Failure, canonical_json, digest
 from hvkf.seeds import seed_for
@@ -29,6 +30,7 @@ from hvkf.stages.render_cost import (
     cut_into_parts,
     groups_of,
 )
+from hvkf.stages.render_errors import FoundImages, image_errors, with_image_errors
 from hvkf.stages.render_images import ImageFacts, folders_of, image_facts
 from hvkf.stages.render_records import LEDGER, Keyframe, RenderTask, record_path, row_failure
 from hvkf.stages.render_rows_file import PlannedRow, from_cells, to_batch, write_groups
@@ -42,20 +44,20 @@ SAME_ASPECT = 0.02
 MAX_SHOWN_CUT = 20
 DEFAULT_LORA = ""
 
-FoundImages = Mapping[str, ImageFacts | ImageFault]
-
 
 class PlannedRows(NamedTuple):
     """All rows of a manifest, and how those to be rendered are put into parts.
 
-    `content` names the rows and what they make, `failures` are of rows whose images cannot be used,
-    `groups` are the row groups of the file: a part each, and last what is not rendered.
+    `content` names the rows and what they make, `failures` and `errors` are of rows whose images
+    cannot be used, `groups` are the row groups of the file: a part each, and last what is not
+    rendered.
     """
 
     table: pa.Table
     content: str
     loras: dict[str, Lora]
     failures: list[Failure]
+    errors: list[RowError]
     groups: list[list[int]]
     quote: Quote
 
@@ -142,14 +144,18 @@ def plan_rows(
         again: Identities of rows whose records do not count.
 
     Raises:
-        BadInput: the manifest's faults, or an unknown LoRA.
+        ManifestError: all errors of its rows, those of their images among them.
+        BadInput: it cannot be read, or an unknown LoRA.
     """
     loras: dict[str, Lora] = {}
 
     def find_lora(spec: str) -> None:
         loras[spec] = resolve_lora(spec, store)
 
-    batches = list(_batches(read_manifest(config.render, find_lora)))
+    try:
+        batches = list(_batches(read_manifest(config.render, find_lora)))
+    except ManifestError as error:
+        raise with_image_errors(error, config, store) from None
     if any(not row.lora for batch in batches for row in _rows(batch)):
         loras[DEFAULT_LORA] = _default_lora(config, store)
     folders = folders_of(config.render, store)
@@ -198,6 +204,7 @@ class _Planner:
         self._done = done
         self._content = hashlib.sha256()
         self._failures: list[Failure] = []
+        self._errors: list[RowError] = []
         self._identities: dict[str, int] = {}
         self._candidates: list[Candidate] = []
         self._to_render: list[tuple[str, str, Estimate]] = []
@@ -214,6 +221,7 @@ class _Planner:
             content=self._content.hexdigest()[:32],
             loras={lora.name: lora for lora in self._loras.values()},
             failures=self._failures,
+            errors=self._errors,
             groups=[*parts, self._others] if self._others else parts,
             quote=self._quote(sum(not self._pending.isdisjoint(part) for part in parts)),
         )
@@ -232,6 +240,7 @@ class _Planner:
             task = RenderTask(row=row, keyframes=keyframes, lora=lora.name, identity="")
             failure = row_failure(row, fault.code, str(fault))
             self._failures.append(failure)
+            self._errors += image_errors(row, self._images)
             self._others.append(index)
             return self._noted(PlannedRow(task=task, state="failed", failure=failure))
         images = [(frame.position, frame.content) for frame in keyframes]

@@ -3,6 +3,7 @@
 What is drawn for a sample depends on (seed, purpose, item key, epoch) alone.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,11 @@ from hvkf.settings.data import DataConfig
 from hvkf.shards import MdsFolder, Sample, Segment
 from hvkf.storage import FolderStore, Store, open_folder
 from hvkf.training.batch_plan import GlobalBatch, MicroBatch, epoch_batches, micro_batches
+from hvkf.training.cache_records import UnusableRecord, check_record
 from hvkf.training.items import Item
+
+logger = logging.getLogger(__name__)
+MAX_LEFT_OUT_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,10 @@ class LatentBatch:
 class LatentReader:
     """Reads stored latents of the sources that a plan names; opens each when first needed."""
 
-    def __init__(self, store: Store, sources: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, sources: Mapping[str, Any], data: DataConfig) -> None:
         self._store = store
         self._sources = sources
+        self._data = data
         self._opened: dict[int, Segment | MdsFolder] = {}
 
     def read(self, item: Item) -> Sample:
@@ -87,10 +93,15 @@ class LatentReader:
 
         Raises:
             CorruptData: its shard has other bytes than were recorded.
+            UnusableRecord: it is of a cache of the reference, and cannot train.
         """
         if item.source not in self._opened:
             self._opened[item.source] = self._open(item.source)
-        return self._opened[item.source][item.position]
+        sample = self._opened[item.source][item.position]
+        if self._sources["kind"] == "mds":
+            folder = self._sources["folders"][item.source]["url"]
+            check_record(sample, item.bucket, self._data, f"{folder} record {item.position}")
+        return sample
 
     def _open(self, number: int) -> Segment | MdsFolder:
         if self._sources["kind"] == "mds":
@@ -106,7 +117,7 @@ class LatentReader:
         store = (
             self._store if isinstance(self._store, FolderStore) else open_folder(self._store.url)
         )
-        return LatentReader(store, self._sources)
+        return LatentReader(store, self._sources, self._data)
 
 
 class Draw(NamedTuple):
@@ -125,13 +136,41 @@ class TrainSamples(Dataset[LatentBatch]):
         self._seed = config.experiment.random_seed
         self.reader = reader
         self._items = {item.key: item for item in items}
+        self._places: dict[str, int] = {}
+        self._buckets: dict[str, list[Item]] = {}
+        for item in items:
+            members = self._buckets.setdefault(item.bucket, [])
+            self._places[item.key] = len(members)
+            members.append(item)
+        self._left_out: dict[str, str] = {}
 
     def __getitem__(self, draw: Draw) -> LatentBatch:
         samples = []
-        for key in draw.batch.keys:
-            latents = stored_latents(self.reader.read(self._items[key]), key, self._data)
+        for wanted in draw.batch.keys:
+            key, latents = self._read(wanted)
             samples.append(self._noised(latents, key, draw.epoch))
         return replace(collate(samples), borrowed=draw.batch.borrowed)
+
+    def _read(self, key: str) -> tuple[str, LatentBatch]:
+        """Read a sample, or, in place of one that cannot train, the next one of its bucket.
+
+        Which one follows from the items alone, so that all ranks, and a resumed run, take the same.
+        """
+        members = self._buckets[self._items[key].bucket]
+        first = self._places[key]
+        for place in range(first, first + min(len(members), MAX_LEFT_OUT_IN_A_ROW)):
+            item = members[place % len(members)]
+            if item.key in self._left_out:
+                continue
+            try:
+                return item.key, stored_latents(self.reader.read(item), item.key, self._data)
+            except UnusableRecord as error:
+                self._left_out[item.key] = str(error)
+                logger.warning("%s It is left out.", error)
+        raise BadInput(
+            f"{min(len(members), MAX_LEFT_OUT_IN_A_ROW)} records in a row cannot train. "
+            f"{self._left_out[key]}"
+        )
 
     def _noised(self, sample: LatentBatch, key: str, epoch: int) -> LatentBatch:
         flow, seed = self._hparams.flow_match, self._seed

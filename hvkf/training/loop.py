@@ -110,7 +110,7 @@ class Loop:
         self._store = store
         self._run = run
         self._accelerator, sharding, self._gang, self._stop, self._logs = machine
-        self._reader = LatentReader(store, sources)
+        self._reader = LatentReader(store, sources, config.data)
         self._items = read_items(store, sources, config.data)
         self._schedule, self._num_steps = make_schedule(config, run, self._items, self._gang)
         self._validated = chosen_items(config, self._items.holdout)

@@ -16,6 +16,7 @@ from accelerate.utils import (
 )
 
 from hvkf.config import Config
+from hvkf.distributed import is_launched
 from hvkf.errors import BadInput
 from hvkf.storage import Store
 from hvkf.training.gang import TIMEOUT
@@ -61,11 +62,18 @@ def accelerated(config: Config, logs: Path) -> Iterator[tuple[Accelerator, Shard
                     gradient_as_bucket_view=ddp.gradient_as_bucket_view,
                     static_graph=ddp.static_graph,
                 ),
-                InitProcessGroupKwargs(backend=ddp.backend, timeout=TIMEOUT),
+                # A process alone has no group, and accelerate fails on a backend for one.
+                InitProcessGroupKwargs(
+                    backend=ddp.backend if is_launched() else None, timeout=TIMEOUT
+                ),
             ],
         )
     except (ValueError, ImportError) as fault:
-        raise BadInput(f"accelerate cannot be set up as configured: {fault}") from None
+        raise BadInput(
+            "accelerate cannot be set up with experiment.trackers="
+            f"{list(config.experiment.trackers)}, hparams.mixed_precision="
+            f"{config.hparams.mixed_precision} and ddp_kwargs.backend={ddp.backend}: {fault}"
+        ) from None
     # The loop weighs each sample itself; a launcher's environment must not divide once more.
     accelerator.gradient_accumulation_steps = 1
     try:

@@ -3,7 +3,9 @@
 import errno
 import os
 import shutil
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -49,6 +51,20 @@ def test_an_odd_path_is_its_own_rows_failure(tmp_path: Path) -> None:
     table = odd_folder(tmp_path / "data")
     config = small_config(tmp_path, table, ingest={"max_failed_fraction": 1.0})
     assert ingested(config, FolderStore(tmp_path / "workspace")) == ODD_NAMES
+
+
+@pytest.mark.parametrize(("written", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_of_another_unicode_form_is_the_file_that_looks_alike(
+    tmp_path: Path, written: Literal["NFC", "NFD"], there: Literal["NFC", "NFD"]
+) -> None:
+    name = "vidéos/vidéo.mp4"
+    table = write_table(tmp_path / "data", [("fine", unicodedata.normalize(written, name))])
+    write_clip(tmp_path / "data" / unicodedata.normalize(there, name), 1)
+    config, store = small_config(tmp_path, table), FolderStore(tmp_path / "workspace")
+    assert ingested(config, store) == {}
+    plan = cache.plan(config, store)
+    cache.run(plan, store, plan.parts)
+    assert "failed" not in cache.commit(plan, store).text
 
 
 def test_a_path_with_a_detour_is_the_file_that_it_leads_to(tmp_path: Path) -> None:

@@ -206,7 +206,8 @@ def test_too_many_unusable_images_are_said_before_anything_is_rendered(
 ) -> None:
     manifest = write_manifest(pairs, [row("one", "gone.png"), row("two")])
     with pytest.raises(
-        BadInput, match=r"1 of 2 failed.*row 1 \(one\): there is no image gone\.png"
+        BadInput,
+        match=r"1 error in 2 rows: row 1: first_frame is 'gone\.png': there is no image gone\.png",
     ):
         render.plan(config_for(manifest), store)
     assert not store.root.exists()

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,11 @@ def test_links_that_lead_out_are_followed_where_they_were_laid_on_purpose(tmp_pa
     facts = image_facts(folders, ["a.png"])["a.png"]
     assert isinstance(facts, ImageFacts)
     assert facts.sha256 == file_sha256(tmp_path / "blob")
+
+
+def test_a_name_of_another_unicode_form_is_the_image_that_looks_alike(tmp_path: Path) -> None:
+    written, there = (unicodedata.normalize(form, "été/é.png") for form in ("NFC", "NFD"))
+    (tmp_path / there).parent.mkdir()
+    (tmp_path / there).write_bytes(encoded(picture()))
+    assert looked_at(tmp_path, written, there) == {}
+    assert looked_at(tmp_path, "autre/é.png") == {"autre/é.png": "missing"}

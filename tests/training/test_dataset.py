@@ -1,6 +1,6 @@
 """What training samples hold: the reference gave every rank the same noise, and again on resume."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from hvkf.training.dataset import (
     make_loader,
 )
 from hvkf.training.items import Items, find_sources, read_items
-from tests.training.latents import latent_sample, train_config, write_latents
+from tests.reference_caches import LATENT_COLUMNS
+from tests.training.latents import latent_sample, run_training, train_config, write_latents
 
 BUCKET = "32x32x5"
 
@@ -30,7 +31,7 @@ BUCKET = "32x32x5"
 def open_samples(config: Config, store: FolderStore) -> tuple[TrainSamples, Items]:
     sources = find_sources(config, store)
     items = read_items(store, sources, config.data)
-    return TrainSamples(config, LatentReader(store, sources), items.train), items
+    return TrainSamples(config, LatentReader(store, sources, config.data), items.train), items
 
 
 def draw(samples: TrainSamples, *keys: str, epoch: int = 0) -> LatentBatch:
@@ -258,10 +259,80 @@ def test_a_missing_column_is_refused_with_the_setting(store: FolderStore, tmp_pa
 def test_samples_of_several_shapes_in_one_folder_are_refused_by_key(
     store: FolderStore, tmp_path: Path
 ) -> None:
-    write_cache(tmp_path / "32x32x5_00", 1)
-    write_cache(tmp_path / "32x32x5_01", 1, bucket="48x32x9")
-    folders = [tmp_path / "32x32x5_00", tmp_path / "32x32x5_01"]
-    samples, items = open_samples(cache_config(store, *folders), store)
+    other = latent_sample("other", "48x32x9")
+    write_records(tmp_path / "mixed", {}, {name: other[name] for name in TWO_ROWS})
+    samples, items = open_samples(cache_config(store, tmp_path / "mixed"), store)
     keys = [item.key for item in items.train]
     with pytest.raises(BadInput, match=rf"{keys[0]}, {keys[1]} are of one bucket"):
         draw(samples, *keys)
+
+
+def write_records(folder: Path, *changes: Mapping[str, Any]) -> None:
+    """Write a cache of one record for each change of a good one's columns."""
+    columns = dict.fromkeys(LATENT_COLUMNS, "ndarray")
+    with MDSWriter(out=str(folder), columns=columns) as writer:
+        for number, change in enumerate(changes):
+            sample = {**latent_sample(str(number), BUCKET), **change}
+            writer.write({name: sample[name] for name in columns})
+
+
+TWO_ROWS = dict.fromkeys(("latents", "latents_cond"), np.ones((16, 2, 1, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (TWO_ROWS, "latents of 4x1 have an odd side"),
+        ({"latents": np.ones((16, 2, 4, 6), np.float32)}, "latents and latents_cond differ"),
+        (
+            dict.fromkeys(TWO_ROWS, np.ones((16, 2, 4, 6), np.float32)),
+            "it is of 48x32x5 in a folder for 32x32x5",
+        ),
+        (
+            {"latents": np.ones((16, 4), np.float32), "latents_cond": np.ones((16, 4), np.float32)},
+            "not",
+        ),
+        ({"latents": np.ones((16, 2, 4, 4), np.int64)}, "latents holds int64, not float32"),
+        ({"latents": np.full((16, 2, 4, 4), np.nan, np.float32)}, "latents holds NaN"),
+        ({"prompt_embeds": np.ones(9, np.float32)}, "prompt_attention_mask does not fit"),
+        ({"pooled_prompt_embeds": np.ones((2, 2), np.float32)}, "is not one vector"),
+    ],
+)
+def test_a_record_that_cannot_train_is_left_out_and_named(
+    change: Mapping[str, Any],
+    reason: str,
+    store: FolderStore,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_records(tmp_path / "32x32x5_00", {}, change, {})
+    samples, items = open_samples(cache_config(store, tmp_path / "32x32x5_00"), store)
+    first, bad, last = (item.key for item in items.train)
+    batch = draw(samples, first, bad)
+    assert batch.keys == (first, last)
+    assert draw(samples, bad, last).keys == (last, last)
+    (said,) = caplog.messages
+    assert f"{tmp_path / '32x32x5_00'} record 1 cannot train: " in said
+    assert reason in said
+
+
+def test_a_folder_without_one_record_that_can_train_is_refused(
+    store: FolderStore, tmp_path: Path
+) -> None:
+    write_records(tmp_path / "32x32x5_00", TWO_ROWS, TWO_ROWS)
+    samples, items = open_samples(cache_config(store, tmp_path / "32x32x5_00"), store)
+    with pytest.raises(BadInput, match=r"2 records in a row cannot train.*record 1 cannot train"):
+        draw(samples, items.train[1].key)
+
+
+def test_a_run_ends_on_a_cache_with_records_that_cannot_train(
+    store: FolderStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_records(tmp_path / "32x32x5_00", {}, TWO_ROWS, {}, TWO_ROWS)
+    config = cache_config(store, tmp_path / "32x32x5_00")
+    run_training(config, store)
+    assert store.exists("runs/test/result.json")
+    assert {message.split(" cannot")[0][-8:] for message in caplog.messages} == {
+        "record 1",
+        "record 3",
+    }

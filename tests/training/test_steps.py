@@ -52,7 +52,7 @@ def micro_batches(config: Any, store: FolderStore) -> list[LatentBatch]:
     """Read two micro-batches of two samples."""
     sources = find_sources(config, store)
     items = read_items(store, sources, config.data)
-    samples = TrainSamples(config, LatentReader(store, sources), items.train)
+    samples = TrainSamples(config, LatentReader(store, sources, config.data), items.train)
     keys = [item.key for item in items.train if item.bucket == "48x32x9"]
     return [samples[Draw(MicroBatch(tuple(pair), False), 0)] for pair in (keys[:2], keys[1:3])]
 
