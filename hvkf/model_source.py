@@ -171,10 +171,9 @@ def shift_of(content: bytes | None, checkpoint: str) -> float:
     except (ValueError, RecursionError):
         raise BadInput(f"{where} is not JSON: {fix}.") from None
     shift = config.get("shift", HUNYUAN_SHIFT) if isinstance(config, dict) else None
-    is_number = isinstance(shift, int | float) and not isinstance(shift, bool)
-    if not is_number or not 0 < shift <= MAX_SHIFT:
-        raise BadInput(f"{where} has the shift {shortened(str(shift))}, no positive number: {fix}.")
-    return float(shift)
+    if isinstance(shift, int | float) and not isinstance(shift, bool) and 0 < shift <= MAX_SHIFT:
+        return float(shift)
+    raise BadInput(f"{where} has the shift {shortened(str(shift))}, no positive number: {fix}.")
 
 
 def _path_elsewhere(model: ModelConfig, store: Store) -> str | None:
