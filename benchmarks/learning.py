@@ -36,7 +36,8 @@ from hvkf.model.renderer import Renderer
 from hvkf.progress import progress
 from hvkf.shapes import render_clip, write_dataset
 from hvkf.stages import train
-from hvkf.storage import Store, open_store
+from hvkf.storage import Store, file_sha256, open_store
+from hvkf.training.lineage import BESIDE, TrainedOnFile, read_lineage
 from hvkf.training.objective import batch_losses
 
 DATA_SEED = 0
@@ -98,7 +99,7 @@ def main() -> None:
     ]
     lora, seconds = train_lora(store, config, "whole", Ablation())
     if options.keep_lora is not None:
-        keep(lora, options.keep_lora)
+        keep(lora, options.keep_lora, store)
     measured = {"reference answers": trivial_answers(clips)}
     measured["base"] = measure(config, store, clips, options.steps, None)
     measured["lora"] = measure(config, store, clips, options.steps, lora)
@@ -290,8 +291,8 @@ def _interval(figure: dict[str, float]) -> str:
     return f"{figure['psnr_db']:.2f} ({figure['low_db']:.2f} to {figure['high_db']:.2f})"
 
 
-def keep(lora: Path, file: Path) -> None:
-    """Store the LoRA's weights as float16, with its alpha."""
+def keep(lora: Path, file: Path, store: Store) -> None:
+    """Store the LoRA's weights as float16, with its alpha, and beside it what it was trained on."""
     from safetensors import safe_open
 
     with safe_open(lora, framework="pt") as opened:
@@ -299,6 +300,10 @@ def keep(lora: Path, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half() for name, tensor in load_file(lora).items()}
     save_file(weights, file, metadata)
+    trained_on = read_lineage(store, "whole")
+    assert trained_on is not None
+    listed = TrainedOnFile(lora_sha256=file_sha256(file), trained_on=trained_on)
+    file.with_name(BESIDE).write_bytes(listed.to_json())
 
 
 def forget_alpha(lora: Path, file: Path) -> Path:

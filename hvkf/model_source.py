@@ -1,7 +1,11 @@
-"""Where a checkpoint is, and what names it: a hub id, a folder, or a folder of the workspace."""
+"""Where a checkpoint is, and what names it.
+
+It is a hub id, a folder, a folder of the workspace, or `hvkf-tiny`, which comes with the package.
+"""
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +20,10 @@ from hvkf.storage import FolderStore, Store
 from hvkf.user_files import expanded, explain_unreadable, shortened
 
 WORKSPACE_SCHEME = "workspace:"
+PACKAGED = {"hvkf-tiny": Path(__file__).parent / "assets" / "hvkf-tiny"}
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+HUNYUAN_SHIFT = 7.0
+MAX_SHIFT = 1000
 WHOLE_FILE_LIMIT_BYTES = 64 << 20
 SAMPLE_BYTES = 1 << 20
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -34,11 +42,13 @@ def model_folder_or_hub_id(model: ModelConfig, store: Store) -> str:
         folder = expanded(name)
         if folder.is_dir():
             return str(folder)
+    if name in PACKAGED:
+        return str(PACKAGED[name])
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BadInput(
             f"There is no checkpoint folder {shortened(name)!r}: set "
             "model.pretrained_model_name_or_path to a folder, a hub id such as "
-            "hunyuanvideo-community/HunyuanVideo, or workspace:PATH."
+            f"hunyuanvideo-community/HunyuanVideo, workspace:PATH, or {', '.join(PACKAGED)}."
         )
     return name
 
@@ -132,6 +142,38 @@ def read_model_file(model: ModelConfig, store: Store, name: str) -> bytes | None
         return store.read(f"{path}/{name}")
     except FileNotFoundError:
         return None
+
+
+def known_shift(model: ModelConfig, store: Store) -> float | None:
+    """Give the shift of sampling's noise levels; None where only the hub knows it."""
+    if model.flow_shift is not None:
+        return model.flow_shift
+    if _path_elsewhere(model, store) is None:
+        source = model_folder_or_hub_id(model, store)
+        if not Path(source).is_dir():
+            return None
+    content = read_model_file(model, store, SCHEDULER_CONFIG)
+    return shift_of(content, model.pretrained_model_name_or_path)
+
+
+def shift_of(content: bytes | None, checkpoint: str) -> float:
+    """Read the shift from the configuration of a checkpoint's scheduler; 7 where it has none.
+
+    Raises:
+        BadInput: it is no JSON object, or the shift is no positive number.
+    """
+    if content is None:
+        return HUNYUAN_SHIFT
+    where = f"{SCHEDULER_CONFIG} of {shortened(checkpoint)!r}"
+    fix = "mend it, or set model.flow_shift"
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        raise BadInput(f"{where} is not JSON: {fix}.") from None
+    shift = config.get("shift", HUNYUAN_SHIFT) if isinstance(config, dict) else None
+    if isinstance(shift, int | float) and not isinstance(shift, bool) and 0 < shift <= MAX_SHIFT:
+        return float(shift)
+    raise BadInput(f"{where} has the shift {shortened(str(shift))}, no positive number: {fix}.")
 
 
 def _path_elsewhere(model: ModelConfig, store: Store) -> str | None:

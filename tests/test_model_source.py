@@ -10,14 +10,17 @@ import pytest
 from hvkf.errors import BadInput
 from hvkf.model_source import (
     WHOLE_FILE_LIMIT_BYTES,
+    known_shift,
     model_folder_or_hub_id,
     model_identity,
     read_model_file,
 )
 from hvkf.settings.experiment import ModelConfig
+from hvkf.stages.render_tasks import models_identity
 from hvkf.storage import FolderStore
 from hvkf.storage_s3 import S3Store
 from tests.s3_server import S3Service
+from tests.workspaces import TINY, checkpoint_with_shift
 
 
 class SlowStore(S3Store):
@@ -108,3 +111,69 @@ def test_a_checkpoint_in_s3_is_named_as_in_a_folder_by_a_little_of_its_weights(
     assert read_model_file(there, store, "tokenizer/absent") is None
     with pytest.raises(BadInput, match="models/tiny lacks the folder 'text_encoder'"):
         model_identity(there, store, ["text_encoder"])
+
+
+def test_the_packaged_checkpoint_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ModelConfig(pretrained_model_name_or_path="hvkf-tiny")
+    store = FolderStore(tmp_path / "workspace")
+    folder = Path(model_folder_or_hub_id(model, store))
+    assert folder.parts[-3:] == ("hvkf", "assets", "hvkf-tiny")
+    identity = model_identity(model, store, ["transformer", "vae"])
+    as_folder = ModelConfig(pretrained_model_name_or_path=str(folder))
+    assert identity == model_identity(as_folder, store, ["transformer", "vae"])
+    assert read_model_file(model, store, "tokenizer/tokenizer.json") is not None
+    own = tmp_path / "hvkf-tiny"  # a folder of that name is what a person sees there
+    own.mkdir()
+    assert model_folder_or_hub_id(model, store) == "hvkf-tiny"
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "hvkf-tinny"])
+def test_a_checkpoint_that_no_folder_can_be_is_refused_in_a_sentence(
+    tmp_path: Path, name: str
+) -> None:
+    model = ModelConfig.model_construct(pretrained_model_name_or_path=name)
+    with pytest.raises(BadInput) as caught:
+        model_folder_or_hub_id(model, FolderStore(tmp_path))
+    assert len(str(caught.value)) < 500
+
+
+def test_the_shift_is_read_from_the_checkpoint_or_set(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    shifted = checkpoint_with_shift(tmp_path / "models" / "shifted", 17)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name, set_to, expected in [
+        (str(shifted), None, 17.0),
+        ("workspace:models/shifted", None, 17.0),
+        (str(shifted), 3.0, 3.0),
+        ("hvkf-tiny", None, 7.0),
+        (str(bare), None, 7.0),
+        ("owner/model", None, None),
+        ("owner/model", 9.0, 9.0),
+    ]:
+        model = ModelConfig(pretrained_model_name_or_path=name, flow_shift=set_to)
+        assert known_shift(model, store) == expected
+
+
+@pytest.mark.parametrize("shift", ["7", None, 0, -1, float("nan"), float("inf"), True, [7]])
+def test_a_shift_that_is_no_positive_number_is_refused(tmp_path: Path, shift: object) -> None:
+    source = checkpoint_with_shift(tmp_path / "odd", shift)
+    model = ModelConfig(pretrained_model_name_or_path=str(source))
+    with pytest.raises(BadInput, match=r"scheduler_config\.json of .*odd.* model\.flow_shift"):
+        known_shift(model, FolderStore(tmp_path))
+
+
+def test_only_another_shift_than_hunyuanvideos_names_renders_anew(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+
+    def named(source: Path, **settings: float) -> str:
+        model = ModelConfig(pretrained_model_name_or_path=str(source), **settings)
+        return models_identity(model, store, "fp32")
+
+    shifted = checkpoint_with_shift(tmp_path / "shifted", 17)
+    unset = named(TINY)
+    assert named(TINY, flow_shift=7.0) == unset == named(shifted, flow_shift=7.0)
+    assert named(TINY, flow_shift=17.0) == named(shifted) != unset

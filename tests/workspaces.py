@@ -1,6 +1,7 @@
 """Small real data sets, and the settings under which the tiny golden checkpoint trains on them."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,18 @@ def write_dataset(folder: Path, num_videos: int, num_frames: int = 20) -> Path:
         write_clip(folder / "videos" / f"{number:05d}.mp4", number, num_frames)
         rows.append((f"A square moves, take {number}.", f"videos/{number:05d}.mp4"))
     return write_table(folder, rows)
+
+
+def checkpoint_with_shift(folder: Path, shift: object) -> Path:
+    """The tiny golden checkpoint, with a scheduler of another shift."""
+    folder.mkdir(parents=True)
+    for part in TINY.iterdir():
+        if part.name != "scheduler":
+            (folder / part.name).symlink_to(part)
+    (folder / "scheduler").mkdir()
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": shift}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def small_config(folder: Path, metadata: Path, **sections: dict[str, object]) -> Config:

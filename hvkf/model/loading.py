@@ -1,5 +1,6 @@
 """Loading the parts of a HunyuanVideo checkpoint in diffusers' layout, each by itself."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from hvkf.errors import BadInput, TryAgain
 from hvkf.model.attention import apply_attention
 from hvkf.model.text import check_prefix, drop_unused_layers
 from hvkf.model.widening import INPUT_CHANNELS, LATENT_CHANNELS, widen_input
+from hvkf.model_source import HUNYUAN_SHIFT, shift_of
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +156,19 @@ def load_text_encoders(
     return TextEncoders(tokenizer, llama, tokenizer_2, clip)
 
 
-def load_scheduler(shift: float = 7.0) -> FlowMatchEulerDiscreteScheduler:
+def hub_shift(source: str, *, revision: str | None = None) -> float:
+    """Read the shift of the scheduler that a checkpoint of the hub comes with.
+
+    Raises:
+        BadInput: it has no scheduler, or one without a positive shift.
+        TryAgain: the hub did not answer.
+    """
+    load_config = FlowMatchEulerDiscreteScheduler.load_config
+    config = _load(load_config, source, subfolder="scheduler", revision=revision)
+    return shift_of(json.dumps(dict(config)).encode(), source)
+
+
+def load_scheduler(shift: float = HUNYUAN_SHIFT) -> FlowMatchEulerDiscreteScheduler:
     """Make the Euler scheduler of flow matching with a constant shift towards noise."""
     scheduler: FlowMatchEulerDiscreteScheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     return scheduler

@@ -18,7 +18,13 @@ from hvkf.errors import BadInput
 from hvkf.model.attention import apply_attention
 from hvkf.model.conditioning import EmptyTiles, encode_condition
 from hvkf.model.device import best_device
-from hvkf.model.loading import load_scheduler, load_text_encoders, load_transformer, load_vae
+from hvkf.model.loading import (
+    hub_shift,
+    load_scheduler,
+    load_text_encoders,
+    load_transformer,
+    load_vae,
+)
 from hvkf.model.lora import LoadedLora, fuse_lora, load_lora
 from hvkf.model.precision import TORCH_DTYPES
 from hvkf.model.random import draw_normal, generator_for
@@ -26,7 +32,7 @@ from hvkf.model.sampler import sample_latents
 from hvkf.model.speed import apply_speed, forget_cached
 from hvkf.model.text import PromptEmbeds, encode_prompts
 from hvkf.model.vae import decode_latents, encode_video, set_tile, to_pixels_range
-from hvkf.model_source import model_folder_or_hub_id
+from hvkf.model_source import known_shift, model_folder_or_hub_id
 from hvkf.settings.experiment import ModelConfig
 from hvkf.settings.rendering import RenderSpeed
 from hvkf.storage import Store
@@ -108,7 +114,10 @@ class Renderer:
         if self._speed.vae_tile is not None:
             set_tile(self._vae, self._speed.vae_tile)
         self._transformer = self._load_transformer()
-        self._scheduler = load_scheduler()
+        shift = known_shift(model, store)
+        if shift is None:
+            shift = hub_shift(source, revision=model.revision)
+        self._scheduler = load_scheduler(shift)
         self._is_prepared = False
         self._fused: list[tuple[Path, float | None]] = []
         self._empty_tiles = EmptyTiles(self._vae, keeps_keyframes=True)

@@ -23,6 +23,14 @@ class EvaluateConfig(Section):
     extras: tuple[Extra, ...] = Field(
         (), description="Further figures that need weights of their own: lpips, clip, fvd."
     )
+    apart: tuple[str, ...] = Field(
+        (),
+        description="Held-out videos, as in the table (* stands for any letters), of which one "
+        "pair each is rendered and shown below the others, but counts in no figure.",
+    )
+    apart_reason: str = Field(
+        "These pairs count in no figure.", description="What the report says above them."
+    )
     extras_weights: PathText | None = Field(
         None, description="Folder of the worker's machine with the weights of evaluate.extras."
     )

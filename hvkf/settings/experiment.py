@@ -37,10 +37,18 @@ class ModelConfig(Section):
 
     pretrained_model_name_or_path: PathText = Field(
         "hunyuanvideo-community/HunyuanVideo",
-        description="A hub id, a folder, or workspace:PATH for a folder in the workspace.",
+        description="A hub id, a folder, workspace:PATH for a folder in the workspace, or "
+        "hvkf-tiny, which comes with hvkf.",
     )
     revision: str | None = Field(None, description="Revision of a hub id.")
     variant: str | None = Field(None, description="Weights variant, such as bf16.")
+    flow_shift: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Shift of sampling's noise levels towards noise; left out, that of the "
+        "checkpoint's scheduler (7 in HunyuanVideo).",
+    )
     attention: Literal["auto", "sdpa", "flash", "sage"] = Field(
         "auto",
         description="Attention kernel; auto takes the best that is installed, and says which.",

@@ -6,6 +6,7 @@ Reads the run's result, the scenes of held-out videos and the checkpoint; writes
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from hvkf import ledger
 from hvkf.catalog import read_clips
@@ -89,6 +90,34 @@ def held_out_pairs(config: Config, store: Store) -> list[PairTask]:
     return pairs
 
 
+def set_apart(
+    config: Config, store: Store, pairs: Sequence[PairTask]
+) -> tuple[list[PairTask], list[PairTask]]:
+    """Part the pairs that count from those that are only shown: one of each of their videos.
+
+    Raises:
+        BadInput: no pair is left that counts.
+    """
+    patterns = config.evaluate.apart
+    clips = read_clips(store, cached_scenes(config, store).catalog) if patterns else []
+    shown = {
+        clip.source_sha256
+        for clip in clips
+        if any(fnmatchcase(clip.source, pattern) for pattern in patterns)
+    }
+    counted = [pair for pair in pairs if pair.source_sha256 not in shown]
+    if not counted:
+        raise BadInput(
+            f"evaluate.apart={list(patterns)} sets every held-out video apart: leave some that "
+            "count, or hold out more."
+        )
+    by_source: dict[str, PairTask] = {}
+    for pair in choose_pairs(pairs, len(pairs)):
+        if pair.source_sha256 in shown:
+            by_source.setdefault(pair.source_sha256, pair)
+    return counted, list(by_source.values())
+
+
 def choose_pairs(pairs: Iterable[PairTask], num_pairs: int) -> list[PairTask]:
     """Choose pairs by their keys' hashes: buckets in turn, and in each of them videos in turn."""
     by_bucket: dict[str, dict[str, list[PairTask]]] = {}
@@ -113,18 +142,20 @@ def plan(config: Config, store: Store) -> Plan:
     """
     check_extras(config.evaluate)
     lora = lora_of_this_run(config, store)
-    found = held_out_pairs(config, store)
+    found, apart = set_apart(config, store, held_out_pairs(config, store))
     pairs = choose_pairs(found, config.evaluate.num_pairs)
     settings = settings_of(config, store).model_dump(mode="json")
     keys = [pair.key for pair in pairs]
     base = digest([STAGE_VERSION, settings])
-    own = digest([STAGE_VERSION, settings, lora.sha256, keys])
+    shown = [pair.key for pair in apart]
+    own = digest([STAGE_VERSION, settings, lora.sha256, keys, *([shown] if shown else [])])
     work = Evaluation(
         lora=lora,
         scenes=SCENES_ROOT,
         root=f"evals/{lora.run_id}/{lora.checkpoint}/{own}",
         base_root=f"{BASE_FOLDER}/{base}",
         pairs=tuple(pairs),
+        apart=tuple(apart),
     )
     is_done = store.exists(metrics_path(work.root))
     inputs = {"evaluation": work.model_dump(mode="json"), "settings": settings}
@@ -140,8 +171,8 @@ def plan(config: Config, store: Store) -> Plan:
 
 
 def _parts(work: Evaluation, pairs_per_part: int) -> Iterable[Part]:
-    for begin in range(0, len(work.pairs), pairs_per_part):
-        keys = [pair.key for pair in work.pairs[begin : begin + pairs_per_part]]
+    for begin in range(0, len(work.rendered), pairs_per_part):
+        keys = [pair.key for pair in work.rendered[begin : begin + pairs_per_part]]
         yield Part(
             index=begin // pairs_per_part,
             outputs=tuple(
@@ -178,15 +209,20 @@ def commit(plan: Plan, store: Store) -> Summary:
     if plan.committed is not None:
         return _summary(read_named(store, path, Metrics), work.root, reused=True)
     limit = Config.model_validate(plan.config).evaluate.max_failed_fraction
-    rendered = [
-        Rendered(_read(store, work.base_root, pair.key), _read(store, work.root, pair.key))
-        for pair in work.pairs
-    ]
+    rendered, apart = (
+        [
+            Rendered(_read(store, work.base_root, pair.key), _read(store, work.root, pair.key))
+            for pair in pairs
+        ]
+        for pairs in (work.pairs, work.apart)
+    )
     failures = [record.failure for pair in rendered for record in pair if record.failure]
     ledger.check_failures(failures, len(rendered), limit, "evaluate.max_failed_fraction")
-    metrics = summarise(work, Settings.model_validate(plan.inputs["settings"]), rendered)
-    rule = Config.model_validate(plan.config).gate
-    report = write_report(store, f"{work.root}/report.html", metrics, rule)
+    settings = Settings.model_validate(plan.inputs["settings"])
+    metrics = summarise(work, settings, rendered, apart)
+    config = Config.model_validate(plan.config)
+    reason = config.evaluate.apart_reason
+    report = write_report(store, f"{work.root}/report.html", metrics, config.gate, reason)
     metrics = metrics.model_copy(update={"files": (report,)})
     try:
         store.put_new(path, metrics.to_json())

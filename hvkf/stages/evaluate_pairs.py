@@ -55,7 +55,7 @@ NUM_OPEN_SEGMENTS = 8
 
 def evaluate_pairs(config: Config, store: Store, work: Evaluation, keys: Set[str]) -> None:
     """Render the pairs of these keys that have no record yet, without and with the LoRA."""
-    pairs = [pair for pair in work.pairs if pair.key in keys]
+    pairs = [pair for pair in work.rendered if pair.key in keys]
     for_base = [pair for pair in pairs if not store.exists(pair_path(work.base_root, pair.key))]
     for_lora = [pair for pair in pairs if not store.exists(pair_path(work.root, pair.key))]
     if not for_base and not for_lora:

@@ -88,13 +88,22 @@ class PairRecord(Record):
 
 
 class Evaluation(Record):
-    """What one evaluation is of: the LoRA, the scenes, and where its two kinds of results lie."""
+    """What one evaluation is of: the LoRA, the scenes, and where its two kinds of results lie.
+
+    The pairs `apart` are rendered and shown, and count in no figure.
+    """
 
     lora: Lora
     scenes: str
     root: str
     base_root: str
     pairs: tuple[PairTask, ...]
+    apart: tuple[PairTask, ...] = ()
+
+    @property
+    def rendered(self) -> tuple[PairTask, ...]:
+        """Those that count, and those that are only shown."""
+        return self.pairs + self.apart
 
 
 class Settings(Record):
@@ -174,6 +183,7 @@ class Metrics(Record):
     truth_motion: Motion | None = None
     comparisons: tuple[Comparison, ...] = ()
     pairs: tuple[PairMetrics, ...]
+    apart: tuple[PairMetrics, ...] = ()
     failures: tuple[Failure, ...]
     files: tuple[FileEntry, ...] = ()
 

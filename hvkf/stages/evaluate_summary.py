@@ -31,14 +31,25 @@ COMPARED: dict[str, Callable[[ClipFidelity], float]] = {
 }
 
 
-def summarise(work: Evaluation, settings: Settings, rendered: Sequence[Rendered]) -> Metrics:
+def summarise(
+    work: Evaluation,
+    settings: Settings,
+    rendered: Sequence[Rendered],
+    apart: Sequence[Rendered] = (),
+) -> Metrics:
     """Gather the figures of all pairs that were rendered both ways.
 
+    Args:
+        work: What was evaluated.
+        settings: How.
+        rendered: The pairs that count.
+        apart: Those that are only shown.
+
     Raises:
-        BadInput: there is none.
+        BadInput: there is none that counts.
     """
-    made = [pair for pair in rendered if pair.base.made and pair.lora.made]
-    source_of = {pair.key: pair.source_sha256 for pair in work.pairs}
+    made = _made_both_ways(rendered)
+    source_of = {pair.key: pair.source_sha256 for pair in work.rendered}
     pairs = [_pair(work, pair, source_of) for pair in made]
     if not pairs:
         raise BadInput(
@@ -60,8 +71,15 @@ def summarise(work: Evaluation, settings: Settings, rendered: Sequence[Rendered]
         truth_motion=_mean_motion([pair.truth_motion for pair in pairs if pair.truth_motion]),
         comparisons=tuple(_comparisons(pairs)),
         pairs=tuple(pairs),
-        failures=tuple(record.failure for pair in rendered for record in pair if record.failure),
+        apart=tuple(_pair(work, pair, source_of) for pair in _made_both_ways(apart)),
+        failures=tuple(
+            record.failure for pair in (*rendered, *apart) for record in pair if record.failure
+        ),
     )
+
+
+def _made_both_ways(rendered: Sequence[Rendered]) -> list[Rendered]:
+    return [pair for pair in rendered if pair.base.made and pair.lora.made]
 
 
 def _pair(work: Evaluation, rendered: Rendered, source_of: Mapping[str, str]) -> PairMetrics:

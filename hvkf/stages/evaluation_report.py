@@ -1,5 +1,6 @@
 """The report of an evaluation: one HTML file with its figures, verdict, curves and videos."""
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,7 +29,9 @@ SUSPICIOUS_SHARE = 0.9
 """Above it a clip is called frozen, or a cross-fade, unless the truth is so too."""
 
 
-def write_report(store: Store, path: str, metrics: Metrics, rule: GateConfig) -> FileEntry:
+def write_report(
+    store: Store, path: str, metrics: Metrics, rule: GateConfig, apart_reason: str = ""
+) -> FileEntry:
     """Write the report: one HTML file that holds its pictures and videos itself.
 
     Args:
@@ -36,12 +39,15 @@ def write_report(store: Store, path: str, metrics: Metrics, rule: GateConfig) ->
         path: Where to write it.
         metrics: What was found.
         rule: Of the gate; the report says what it makes of the figures at this moment.
+        apart_reason: Stands above the pairs that are only shown.
     """
     ordered = sorted(metrics.pairs, key=_likeness)
     page = render_page(
         "evaluation.html.j2",
         metrics=metrics,
         groups=_groups(store, ordered),
+        apart=_cards(store, sorted(metrics.apart, key=_likeness)),
+        apart_reason=apart_reason,
         suspicious=[(pair, word) for pair in ordered if (word := suspicion(pair))],
         places=PLACES,
         motions=MOTIONS,
@@ -65,10 +71,11 @@ def _groups(store: Store, ordered: list[PairMetrics]) -> dict[str, list[dict[str
             f"The {NUM_SHOWN} worst pairs": ordered[:NUM_SHOWN],
             f"The {NUM_SHOWN} best pairs": ordered[: -NUM_SHOWN - 1 : -1],
         }
-    return {
-        title: [{"pair": pair, "media": _media(store, pair)} for pair in pairs]
-        for title, pairs in groups.items()
-    }
+    return {title: _cards(store, pairs) for title, pairs in groups.items()}
+
+
+def _cards(store: Store, pairs: Sequence[PairMetrics]) -> list[dict[str, Any]]:
+    return [{"pair": pair, "media": _media(store, pair)} for pair in pairs]
 
 
 def _media(store: Store, pair: PairMetrics) -> dict[str, str]:

@@ -15,7 +15,13 @@ from hvkf.keyframe_images import ImageFault, Look
 from hvkf.loras import Lora, resolve_lora
 from hvkf.manifest import ManifestRow, read_manifest
 from hvkf.manifest_errors import ManifestError, RowError
-from hvkf.model_source import TEXT_PARTS, model_identity, read_model_file
+from hvkf.model_source import (
+    HUNYUAN_SHIFT,
+    TEXT_PARTS,
+    known_shift,
+    model_identity,
+    read_model_file,
+)
 from hvkf.records import Failure, canonical_json, digest
 from hvkf.seeds import seed_for
 from hvkf.settings.experiment import ModelConfig
@@ -67,12 +73,17 @@ class PlannedRows(NamedTuple):
 
 
 def models_identity(model: ModelConfig, store: Store, precision: str) -> str:
-    """Name what frames depend on beside the row: the checkpoint, its precision and attention.
+    """Name what frames depend on beside the row: checkpoint, precision, attention, shift.
 
-    Kernels other than sage's compute the same but for rounding; sage's is approximate.
+    Kernels other than sage's compute the same but for rounding; sage's is approximate. The shift
+    counts where it is not HunyuanVideo's own: what was rendered before it was looked at stays.
     """
     is_exact = model.attention != "sage"
-    return digest([model_identity(model, store, MODEL_PARTS), precision, is_exact])
+    made_with = [model_identity(model, store, MODEL_PARTS), precision, is_exact]
+    shift = known_shift(model, store)
+    if shift is not None and shift != HUNYUAN_SHIFT:
+        made_with += ["shift", shift]
+    return digest(made_with)
 
 
 def lora_of_this_run(config: Config, store: Store) -> Lora:

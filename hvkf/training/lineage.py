@@ -2,15 +2,20 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hvkf.catalog import newest_catalog, read_clips
 from hvkf.journal import note_completed
 from hvkf.loras import Lora
+from hvkf.model_source import WORKSPACE_SCHEME
 from hvkf.records import FORMAT_VERSION, Record
 from hvkf.storage import Store
-from hvkf.stored import read_record
+from hvkf.stored import decode_record, read_record
 from hvkf.training.runs import run_folder
+from hvkf.user_files import read_regular
+
+BESIDE = "trained_on.json"
 
 
 class TrainedOn(Record):
@@ -22,6 +27,13 @@ class TrainedOn(Record):
     format_version: int = FORMAT_VERSION
     sources: tuple[str, ...]
     unknown: tuple[str, ...] = ()
+
+
+class TrainedOnFile(Record):
+    """The list of a LoRA's videos that lies beside its file; the LoRA is named by its content."""
+
+    lora_sha256: str
+    trained_on: TrainedOn
 
 
 def lineage_path(run_id: str) -> str:
@@ -46,7 +58,7 @@ def write_lineage(store: Store, run_id: str, sources: Mapping[str, Any], lora: L
     else:
         unknown |= {f"the shards of {entry['url']}" for entry in sources["folders"]}
     if lora.sha256 is not None:
-        before = None if lora.run_id is None else read_lineage(store, lora.run_id)
+        before = _beside(lora) if lora.run_id is None else read_lineage(store, lora.run_id)
         if before is None:
             unknown.add(f"the LoRA {lora.name} that it began from")
         else:
@@ -55,6 +67,24 @@ def write_lineage(store: Store, run_id: str, sources: Mapping[str, Any], lora: L
     record = TrainedOn(sources=tuple(sorted(found)), unknown=tuple(sorted(unknown)))
     store.put(lineage_path(run_id), record.to_json())
     note_completed(store, lineage_path(run_id))
+
+
+def _beside(lora: Lora) -> TrainedOn | None:
+    """Read the videos of a LoRA file of this machine from the list that may lie beside it.
+
+    The packaged LoRA has one. A list that names another LoRA by its sha256 is none of this one's.
+
+    Raises:
+        CorruptData: the list does not read.
+    """
+    if lora.location is None or lora.location.startswith(WORKSPACE_SCHEME):
+        return None
+    file = Path(lora.location).with_name(BESIDE)
+    if not file.is_file():
+        return None
+    fix = "restore it, or remove it: the LoRA's videos are then unknown"
+    listed = decode_record(read_regular(file), str(file), TrainedOnFile, fix)
+    return listed.trained_on if listed.lora_sha256 == lora.sha256 else None
 
 
 def read_lineage(store: Store, run_id: str) -> TrainedOn | None:

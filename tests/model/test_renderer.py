@@ -22,6 +22,7 @@ from hvkf.model.text import encode_prompts
 from hvkf.model.vae import decode_latents, encode_spatially
 from hvkf.settings.experiment import ModelConfig
 from hvkf.storage import FolderStore
+from tests.workspaces import checkpoint_with_shift
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = GOLDEN / "tiny_hunyuan"
@@ -230,3 +231,24 @@ def test_a_reconstruction_is_the_clip_behind_the_vae(base: Renderer) -> None:
 def test_a_checkpoint_that_is_not_there_is_named(store: FolderStore) -> None:
     with pytest.raises(BadInput, match="no checkpoint folder"):
         Renderer(ModelConfig(pretrained_model_name_or_path="./nowhere"), store, "fp32")
+
+
+def test_the_shift_is_the_checkpoints_unless_a_setting_says_another(
+    base: Renderer, store: FolderStore, tmp_path: Path
+) -> None:
+    """17 and 7 gave the same video; the reference takes the checkpoint's."""
+    checkpoint = checkpoint_with_shift(tmp_path / "shifted", 17)
+    of_seven = base.render(PAIR, "A cat.", seed=1, **SHORT)
+    rendered = {}
+    for name, source, shift in [
+        ("the checkpoint's", checkpoint, None),
+        ("a setting", TINY, 17.0),
+        ("back", checkpoint, 7.0),
+    ]:
+        model = MODEL.model_copy(
+            update={"pretrained_model_name_or_path": str(source), "flow_shift": shift}
+        )
+        rendered[name] = Renderer(model, store, "fp32").render(PAIR, "A cat.", seed=1, **SHORT)
+    assert not torch.equal(rendered["the checkpoint's"], of_seven)
+    assert torch.equal(rendered["the checkpoint's"], rendered["a setting"])
+    assert torch.equal(rendered["back"], of_seven)

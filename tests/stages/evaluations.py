@@ -47,8 +47,11 @@ def read_metrics(workspace: Path) -> Metrics:
     return Metrics.from_json(file.read_bytes())
 
 
-def made_up(count: int) -> Metrics:
-    """An evaluation whose LoRA gains 2 dB on the base, and more than a cross-fade loses."""
+def made_up(count: int, num_apart: int = 0) -> Metrics:
+    """An evaluation whose LoRA gains 2 dB on the base, and more than a cross-fade loses.
+
+    Of the pairs that are set apart, the LoRA makes nothing.
+    """
 
     def clip(psnr_db: float) -> ClipFidelity:
         fidelity = Fidelity(mse=10 ** (-psnr_db / 10), psnr_db=psnr_db, ssim=psnr_db / 100)
@@ -81,6 +84,9 @@ def made_up(count: int) -> Metrics:
         pairs=(),
     )
     models = Settings(steps=1, guidance=6, seed=0, precision="fp32", models="m")
-    return summarise(
-        work, models, [Rendered(record(key, db), record(key, db + 2)) for key, db in pairs]
-    )
+    rendered = [Rendered(record(key, db), record(key, db + 2)) for key, db in pairs]
+    apart = [
+        Rendered(record(f"apart-{number:02d}", 1), record(f"apart-{number:02d}", 0))
+        for number in range(num_apart)
+    ]
+    return summarise(work, models, rendered, apart)

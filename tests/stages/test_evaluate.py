@@ -355,3 +355,36 @@ def test_whatever_one_pair_makes_anything_raise_is_its_own_failure(
     assert {failure.code for failure in metrics.failures} == {"unexpected"}
     assert "IndexError: of a library" in metrics.failures[0].message
     assert len(metrics.pairs) == NUM_PAIRS - 1
+
+
+def test_one_pair_of_each_video_set_apart_is_rendered_beside_those_that_count(
+    prepared: Path,
+) -> None:
+    store = FolderStore(prepared / "workspace")
+    config = config_in(prepared)
+    clips = catalog.read_clips(store, catalog.newest_catalog(store, config.ingest.dataset).catalog)
+    held_out = {clip.source: clip.source_sha256 for clip in clips if clip.split == "holdout"}
+    apart, counted = sorted(held_out)
+    plan = evaluate.plan(config_in(prepared, apart=[apart.replace("videos", "*")]), store)
+    work = evaluate.evaluation_of(plan)
+    assert {pair.source_sha256 for pair in work.pairs} == {held_out[counted]}
+    assert [pair.source_sha256 for pair in work.apart] == [held_out[apart]]
+    keys = [key for part in plan.parts for key in part.work["keys"]]
+    assert keys == [pair.key for pair in (*work.pairs, *work.apart)]
+    without = evaluate.evaluation_of(evaluate.plan(config, store))
+    assert work.base_root == without.base_root
+    assert work.root != without.root
+
+
+def test_what_is_set_apart_counts_in_no_figure(store: FolderStore) -> None:
+    plain, both = made_up(8), made_up(8, num_apart=2)
+    assert [pair.key for pair in both.apart] == ["apart-00", "apart-01"]
+    assert both.model_copy(update={"apart": ()}) == plain
+
+
+def test_nothing_is_judged_where_every_held_out_video_is_set_apart(
+    prepared: Path, store: FolderStore
+) -> None:
+    config = config_in(prepared, apart=["videos/*"])
+    with pytest.raises(BadInput, match=r"evaluate\.apart=\['videos/\*'\] sets every"):
+        evaluate.plan(config, FolderStore(prepared / "workspace"))

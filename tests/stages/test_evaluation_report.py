@@ -37,3 +37,13 @@ def test_the_report_of_many_pairs_shows_the_ten_worst_and_the_ten_best(
     assert page.count("Looks like a still") == 25
     assert '<b class="good">promote</b>' in page
     assert "against the base model" in page
+
+
+def test_what_is_set_apart_stands_below_all_else_with_the_reason(store: FolderStore) -> None:
+    reason = "<Real> clips are beyond it."
+    write_report(store, "report.html", made_up(2, num_apart=1), GateConfig(), reason)
+    page = store.read("report.html").decode()
+    assert page.index("<h3>pair-01") < page.index("Shown apart") < page.index("<h3>apart-00")
+    assert "&lt;Real&gt; clips are beyond it." in page
+    write_report(store, "report.html", made_up(2), GateConfig(), reason)
+    assert "Shown apart" not in store.read("report.html").decode()
