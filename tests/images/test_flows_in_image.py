@@ -53,7 +53,7 @@ class Installation:
         return [
             job
             for job in self.cluster.jobs()
-            if job["metadata"]["labels"]["hvkf/stage"] == stage
+            if job["metadata"]["labels"].get("hvkf/stage") == stage
             and not job["metadata"].get("deletionTimestamp")
             and not job["status"].get("conditions")
         ]
