@@ -206,9 +206,11 @@ class _Worker:
         begun_s = time.monotonic()
         try:
             rendered = self._sample(tasks, [pairs[task.identity] for task in tasks])
-        except (_ClaimLost, _GivesWay):
+        except (_ClaimLost, _GivesWay, ImportError) as end:
             for task in tasks:
                 self._claims.end(task.identity, "released")
+            if isinstance(end, ImportError):
+                raise  # no row's doing, and no start helps
             return
         except Exception as fault:
             # Whatever a row makes the model raise is that row's try, and the others go on.

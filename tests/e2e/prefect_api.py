@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from base64 import b64encode
 from typing import Any, NamedTuple
 
 from tests.e2e.waiting import wait_for
@@ -11,16 +12,20 @@ RUN_S = 1800.0
 
 
 class PrefectApi(NamedTuple):
-    """The API at an address that ends in /api."""
+    """The API at an address that ends in /api, and the password of one that has one."""
 
     address: str
+    password: str = ""
 
     def ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """Send a request, and return what the answer holds."""
+        headers = {"Content-Type": "application/json"}
+        if self.password:
+            headers["Authorization"] = f"Basic {b64encode(self.password.encode()).decode()}"
         request = urllib.request.Request(
             f"{self.address}/{path}",
             None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            headers,
             method=method,
         )
         with urllib.request.urlopen(request, timeout=30) as answer:

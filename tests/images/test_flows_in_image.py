@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.server import CLIENT_PASSWORD
 from hvkf.config import Config
 from hvkf.storage import open_store
 from hvkf.verify import verify_workspace
@@ -39,7 +40,7 @@ class Installation:
 
     def __init__(self, house: House, cluster: RunningCluster, config: Config) -> None:
         self.house, self.cluster, self.config = house, cluster, config
-        self.prefect = PrefectApi(f"{house.address}/api")
+        self.prefect = PrefectApi(f"{house.address}/api", house.password())
 
     def train_for_long(self, run_id: str) -> str:
         """Start a training that will not end by itself, and wait until its pods train."""
@@ -52,7 +53,7 @@ class Installation:
         return [
             job
             for job in self.cluster.jobs()
-            if job["metadata"]["labels"]["hvkf/stage"] == stage
+            if job["metadata"]["labels"].get("hvkf/stage") == stage
             and not job["metadata"].get("deletionTimestamp")
             and not job["status"].get("conditions")
         ]
@@ -85,6 +86,7 @@ def kubernetes_worker(installation: Installation) -> Iterator[None]:
     environment = {
         **image,
         "PREFECT_API_URL": installation.prefect.address,
+        CLIENT_PASSWORD: installation.prefect.password,
         "PREFECT_HOME": str(folder / "worker-home"),
         # It asks the API which kinds of objects there are, which the small cluster cannot say.
         "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_ENABLED": "false",

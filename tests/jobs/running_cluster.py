@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import kmock
+import psutil
 import pytest
 import yaml
 
@@ -82,8 +83,13 @@ class LocalContainer:
         self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        """End all of it: Prefect starts a flow's process in a session of its own."""
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            below = psutil.Process(self.process.pid).children(recursive=True)
             os.killpg(self.process.pid, signal.SIGKILL)
+            for process in below:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def close(self) -> None:
         """End the process, and wait for it."""

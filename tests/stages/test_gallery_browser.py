@@ -80,6 +80,23 @@ def look_through(page: Page, address: str) -> None:
     )
     assert video == 32
 
+    captions = first.locator("figcaption").all_inner_texts()
+    assert [caption.partition(":")[0] for caption in captions] == [
+        "first keyframe",
+        "last keyframe",
+    ]
+    page.get_by_role("button", name="Next").focus()
+    stops = []
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.tagName"))
+    assert stops == ["VIDEO", "A", "VIDEO"], "a video is one stop, its settings another"
+    first.locator("video").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => !document.querySelector('.card video').paused")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('.card video').paused")
+
     page.get_by_role("button", name="Next").click()
     expect(said).to_have_text(f"page 2 of 2, {NUM_ROWS + 1} rows")
     expect(cards).to_have_count(NUM_ROWS + 1 - PER_PAGE)

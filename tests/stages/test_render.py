@@ -239,6 +239,24 @@ def test_an_image_that_changes_after_planning_is_not_rendered_under_its_old_name
     assert [r["state"] for r in results(store, rendered(config, store))] == ["rendered"] * 2
 
 
+def test_a_module_that_is_not_there_ends_the_worker_and_costs_no_row_a_try(
+    pairs: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render_batch(*arguments: object, **more: object) -> None:
+        raise ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn")
+
+    config = config_for(write_manifest(pairs, [row("one")]))
+    plan = render.plan(config, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(Renderer, "render_batch", render_batch)
+        with pytest.raises(ModuleNotFoundError, match="flash_attn"):
+            render.run(plan, store, plan.parts)
+    (claim,) = store.list(render_claims.CLAIMS)
+    assert b'"released"' in store.read(claim)
+    render.run(plan, store, plan.parts)
+    assert [r["state"] for r in results(store, rendered(config, store))] == ["rendered"]
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_at_any_write_it_ends_with_the_same_bytes(
     pairs: Path, tmp_path: Path, after: bool, monkeypatch: pytest.MonkeyPatch
