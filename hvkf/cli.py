@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,7 @@ from hvkf.command_options import (
     split_overrides,
 )
 from hvkf.config import Config
+from hvkf.config_checks import check_before_start
 from hvkf.config_file import known_keys
 from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, CorruptData, HvkfError, Stopped
@@ -42,7 +43,8 @@ from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.settings_command import add_commands as add_settings_command
 from hvkf.settings_command import help_of
-from hvkf.storage import Store, open_existing, open_store
+from hvkf.shown import counted
+from hvkf.storage import Store, open_existing, open_folder, open_store
 from hvkf.uses import at_work, close_plan
 from hvkf.verbosity import Verbosity, verbosity
 
@@ -224,6 +226,7 @@ def run(
         for number, text in enumerate(what_would_be(settings)):
             print(f"---\n{text.rstrip()}" if number else text.rstrip(), flush=True)
         return
+    check_before_start(settings, open_folder(settings.workspace))
     from flows.local import run_pipeline  # importing Prefect takes seconds
 
     for summary in run_pipeline(settings):
@@ -315,23 +318,28 @@ def doctor(
         bool, typer.Option("--cluster", help="Look at the cluster and S3 of --config instead.")
     ] = False,
 ) -> None:
-    """Says what this machine, or a cluster, has and lacks for each stage."""
-    from hvkf.doctor import examine
+    """Says what this machine, a configuration (--config) or a cluster has and lacks."""
+    from hvkf.doctor import examine, examine_settings
 
-    server = _examine_server() if "PREFECT_API_URL" in os.environ else ()
-    if not cluster:
-        for line in itertools.chain(examine(), server):
-            print(line)
-        return
-    settings = read_config(context, config, workspace)
-    from hvkf.doctor_cluster import examine_cluster  # importing the client takes a second
+    has_settings = cluster or bool(config or workspace or context.obj)
+    settings = read_config(context, config, workspace) if has_settings else None
+    lines: list[Iterable[str]] = []
+    if cluster and settings is not None:
+        from hvkf.doctor_cluster import examine_cluster  # importing the client takes a second
 
+        lines.append(examine_cluster(settings))
+    else:
+        lines.append(examine())
+    if settings is not None:
+        lines.append(examine_settings(settings))
+    if "PREFECT_API_URL" in os.environ:
+        lines.append(_examine_server())
     lacking = 0
-    for line in itertools.chain(examine_cluster(settings), server):
+    for line in itertools.chain(*lines):
         print(line, flush=True)
         lacking += line.startswith("lacks")
-    if lacking:
-        raise BadInput(f"{lacking} things are lacking (see above).")
+    if lacking and settings is not None:
+        raise BadInput(f"What is lacking (see above): {counted(lacking, 'thing')}.")
 
 
 def _examine_server() -> Iterator[str]:

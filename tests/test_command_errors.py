@@ -191,7 +191,9 @@ def test_a_package_that_is_not_installed_is_named(
     ended: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch, ModuleNotFoundError("No module named 'scenedetect'", name="scenedetect"))
-    assert "'scenedetect' is not installed" in ended.refused("gc", "--workspace=w")
+    assert "the Python module 'scenedetect', which is not installed" in ended.refused(
+        "gc", "--workspace=w"
+    )
 
 
 def test_a_workers_own_error_is_one_of_hvkf() -> None:

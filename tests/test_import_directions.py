@@ -26,6 +26,7 @@ LEVELS = [
         "hvkf.reference_commands",
         "hvkf.registry_commands",
         "hvkf.command_options",
+        "hvkf.config_checks",
         "hvkf.picture_command",
         "hvkf.plan_command",
         "hvkf.plan_runner",

@@ -1,6 +1,6 @@
 """Cache: from clips to resized frames in MDS shards, one data set for each bucket.
 
-Reads the data set's newest catalog and its videos; writes `scenes/<settings digest>/`.
+Reads the data set's newest catalog and its videos; writes `scenes/<stage version>/`.
 """
 
 from collections.abc import Iterable, Sequence, Set

@@ -39,7 +39,7 @@ def plan(config: Config, store: Store) -> Plan:
     check_cache_limit(config.data.streaming_kwargs.cache_limit, store, sources)
     items = read_items(store, sources, config.data)
     ranks = num_ranks(config.jobs.train.num_ranks)
-    num_steps(config, items, global_batch_size(config, ranks))
+    num_steps(config, items.counts(), global_batch_size(config, ranks))
     lora = resolve_lora(config.network.lora_weights or NONE, store)
     settings = work_settings(
         config,

@@ -352,7 +352,7 @@ def make_schedule(config: Config, run: RunRecord, items: Items, gang: Gang) -> t
             f"hparams.gradient_accumulation_steps {accumulated} are {batch_size}: set these, or "
             "jobs.train.workers, to make up the same number."
         )
-    epoch_steps, total = num_steps(config, items, batch_size)
+    epoch_steps, total = num_steps(config, items.counts(), batch_size)
     schedule = Schedule(
         items=items.by_bucket(),
         seed=config.experiment.random_seed,
