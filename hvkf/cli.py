@@ -1,13 +1,12 @@
 """The command line: each stage alone, the whole chain, and what this machine lacks."""
 
 import importlib
-import itertools
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hvkf import ledger, picture_command, plan_command, render_commands
+from hvkf import doctor_command, ledger, picture_command, plan_command, render_commands
 from hvkf.command_options import (
     EPILOG,
     ConfigOption,
@@ -294,10 +293,11 @@ def gc(
     files: Sequence[GarbageFile] = garbage.files
     if delete and files:
         refuse_while_at_work(store)  # before somebody is asked for nothing
-        ask_before_deleting(f"Delete these {len(files)} objects of {store.url}?", yes=yes)
+        ask_before_deleting(f"Delete {counted(len(files), 'object')} of {store.url}?", yes=yes)
         files = remove_garbage(store, garbage)
     total_mb = sum(file.size for file in files) / 1e6
-    print(f"{len(files)} objects, {total_mb:.1f} MB {'removed' if delete else 'can go: --delete'}")
+    what = "removed" if delete else "can go: --delete"
+    print(f"{counted(len(files), 'object')}, {total_mb:.1f} MB {what}")
 
 
 app.add_typer(jobs_app, name="jobs")
@@ -309,43 +309,7 @@ render_commands.add_commands(app)
 add_settings_command(app)
 
 
-@app.command(epilog=EPILOG)
-def doctor(
-    context: typer.Context,
-    config: ConfigOption = None,
-    workspace: WorkspaceOption = None,
-    cluster: Annotated[
-        bool, typer.Option("--cluster", help="Look at the cluster and S3 of --config instead.")
-    ] = False,
-) -> None:
-    """Says what this machine, a configuration (--config) or a cluster has and lacks."""
-    from hvkf.doctor import examine, examine_settings
-
-    has_settings = cluster or bool(config or workspace or context.obj)
-    settings = read_config(context, config, workspace) if has_settings else None
-    lines: list[Iterable[str]] = []
-    if cluster and settings is not None:
-        from hvkf.doctor_cluster import examine_cluster  # importing the client takes a second
-
-        lines.append(examine_cluster(settings))
-    else:
-        lines.append(examine())
-    if settings is not None:
-        lines.append(examine_settings(settings))
-    if "PREFECT_API_URL" in os.environ:
-        lines.append(_examine_server())
-    lacking = 0
-    for line in itertools.chain(*lines):
-        print(line, flush=True)
-        lacking += line.startswith("lacks")
-    if lacking and settings is not None:
-        raise BadInput(f"What is lacking (see above): {counted(lacking, 'thing')}.")
-
-
-def _examine_server() -> Iterator[str]:
-    from flows.server_check import examine_server  # importing Prefect takes seconds
-
-    yield from examine_server()
+doctor_command.add_commands(app)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from hvkf.buckets import Bucket
@@ -53,7 +54,7 @@ def _buckets(config: Config, store: Store) -> Iterator[str]:
     if not config.cache.bucket_reso and config.data.local is None:
         yield "cache.bucket_reso is empty: give at least one bucket as WxHxF, such as 960x544x33."
     for text in config.cache.bucket_reso:
-        yield from _refused(lambda text=text: Bucket.parse(text))
+        yield from _refused(partial(Bucket.parse, text))
 
 
 def _checkpoint(config: Config, store: Store) -> Iterator[str]:
@@ -115,6 +116,6 @@ def _pods(config: Config, store: Store) -> Iterator[str]:
             jobs=jobs,
             cluster=config.jobs.cluster,
         )
-        if sentences := list(_refused(lambda job=job: check_workspace(job))):
+        if sentences := list(_refused(partial(check_workspace, job))):
             yield from sentences
             return  # the other stages would say the same

@@ -16,6 +16,7 @@ LEVELS = [
         "hvkf.demo",
         "hvkf.doctor",
         "hvkf.doctor_cluster",
+        "hvkf.doctor_command",
         "hvkf.dry_run",
         "hvkf.job_commands",
         "hvkf.verify",

@@ -15,6 +15,7 @@ from hvkf.journal import note_completed
 from hvkf.loras import Lora
 from hvkf.records import Failure, Part, Plan, Record, Summary, digest
 from hvkf.settings.rendering import RenderConfig
+from hvkf.shown import counted
 from hvkf.stages.render_cost import Quote
 from hvkf.stages.render_records import (
     ManifestRecord,
@@ -170,7 +171,8 @@ def _check_failures(config: Config, failures: Sequence[Failure], num_rows: int) 
 
 
 def _summary(record: ManifestRecord, root: str, *, reused: bool) -> Summary:
-    text = f"{record.num_rows - record.num_failed} videos of {record.num_rows} rows"
+    num_videos = record.num_rows - record.num_failed
+    text = f"{counted(num_videos, 'video')} of {counted(record.num_rows, 'row')}"
     if record.num_failed:
         text += f", {record.num_failed} failed: see {record.results}"
     if record.num_marked:
