@@ -13,8 +13,10 @@ from flows.links import links_of, run_link
 from flows.server import wait_for_server
 from flows.stage import run_stage
 from hvkf.config import Config
+from hvkf.config_checks import check_before_start
 from hvkf.errors import HvkfError
 from hvkf.records import Summary, digest
+from hvkf.storage import open_folder
 
 STAGES = ("ingest", "cache", "encode", "train", "evaluate")
 
@@ -76,6 +78,7 @@ def run_chain(config: Config) -> list[Summary]:
     Raises:
         HvkfError: the error that a stage ended by; the summary says how far the chain came.
     """
+    check_before_start(config, open_folder(config.workspace))
     stages = [*STAGES, *(["render"] if config.render.manifest is not None else [])]
     ran: list[Ran] = []
     try:

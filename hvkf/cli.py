@@ -1,13 +1,12 @@
 """The command line: each stage alone, the whole chain, and what this machine lacks."""
 
 import importlib
-import itertools
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hvkf import ledger, picture_command, plan_command, render_commands
+from hvkf import doctor_command, ledger, picture_command, plan_command, render_commands
 from hvkf.command_options import (
     EPILOG,
     ConfigOption,
@@ -27,6 +26,7 @@ from hvkf.command_options import (
     split_overrides,
 )
 from hvkf.config import Config
+from hvkf.config_checks import check_before_start
 from hvkf.config_file import known_keys
 from hvkf.distributed import exit_code_recorded, is_launched, rank
 from hvkf.errors import BadInput, ConfigError, CorruptData, HvkfError, Stopped
@@ -42,7 +42,8 @@ from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.settings_command import add_commands as add_settings_command
 from hvkf.settings_command import help_of
-from hvkf.storage import Store, open_existing, open_store
+from hvkf.shown import counted
+from hvkf.storage import Store, open_existing, open_folder, open_store
 from hvkf.uses import at_work, close_plan
 from hvkf.verbosity import Verbosity, verbosity
 
@@ -224,6 +225,7 @@ def run(
         for number, text in enumerate(what_would_be(settings)):
             print(f"---\n{text.rstrip()}" if number else text.rstrip(), flush=True)
         return
+    check_before_start(settings, open_folder(settings.workspace))
     from flows.local import run_pipeline  # importing Prefect takes seconds
 
     for summary in run_pipeline(settings):
@@ -291,10 +293,11 @@ def gc(
     files: Sequence[GarbageFile] = garbage.files
     if delete and files:
         refuse_while_at_work(store)  # before somebody is asked for nothing
-        ask_before_deleting(f"Delete these {len(files)} objects of {store.url}?", yes=yes)
+        ask_before_deleting(f"Delete {counted(len(files), 'object')} of {store.url}?", yes=yes)
         files = remove_garbage(store, garbage)
     total_mb = sum(file.size for file in files) / 1e6
-    print(f"{len(files)} objects, {total_mb:.1f} MB {'removed' if delete else 'can go: --delete'}")
+    what = "removed" if delete else "can go: --delete"
+    print(f"{counted(len(files), 'object')}, {total_mb:.1f} MB {what}")
 
 
 app.add_typer(jobs_app, name="jobs")
@@ -306,38 +309,7 @@ render_commands.add_commands(app)
 add_settings_command(app)
 
 
-@app.command(epilog=EPILOG)
-def doctor(
-    context: typer.Context,
-    config: ConfigOption = None,
-    workspace: WorkspaceOption = None,
-    cluster: Annotated[
-        bool, typer.Option("--cluster", help="Look at the cluster and S3 of --config instead.")
-    ] = False,
-) -> None:
-    """Says what this machine, or a cluster, has and lacks for each stage."""
-    from hvkf.doctor import examine
-
-    server = _examine_server() if "PREFECT_API_URL" in os.environ else ()
-    if not cluster:
-        for line in itertools.chain(examine(), server):
-            print(line)
-        return
-    settings = read_config(context, config, workspace)
-    from hvkf.doctor_cluster import examine_cluster  # importing the client takes a second
-
-    lacking = 0
-    for line in itertools.chain(examine_cluster(settings), server):
-        print(line, flush=True)
-        lacking += line.startswith("lacks")
-    if lacking:
-        raise BadInput(f"{lacking} things are lacking (see above).")
-
-
-def _examine_server() -> Iterator[str]:
-    from flows.server_check import examine_server  # importing Prefect takes seconds
-
-    yield from examine_server()
+doctor_command.add_commands(app)
 
 
 @app.command()

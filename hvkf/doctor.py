@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from hvkf.config import Config
+from hvkf.config_checks import find_obstacles
 from hvkf.model_source import cache_folder
+from hvkf.storage import open_folder
 
 REQUIRED = {
     "av": ("av", "ingest, cache and render read and write video"),
@@ -46,6 +49,15 @@ def examine() -> Iterable[str]:
     yield from _machine()
 
 
+def examine_settings(config: Config) -> Iterable[str]:
+    """Yield a line for each thing that a configuration asks for and that cannot work."""
+    store = open_folder(config.workspace)
+    obstacles = list(find_obstacles(config, store))
+    yield from (f"lacks   {sentence}" for sentence in obstacles)
+    if not obstacles:
+        yield f"has     settings that can work, as far as is known without the data ({store.url})"
+
+
 def _packages(packages: dict[str, tuple[str, str]], word: str) -> Iterable[str]:
     for module, (package, purpose) in packages.items():
         if importlib.util.find_spec(module) is None:
@@ -61,7 +73,10 @@ def _machine() -> Iterable[str]:
     if gpus:
         yield f"has     {len(gpus)} NVIDIA GPUs"
     else:
-        yield "without an NVIDIA GPU: tiny checkpoints only; the real model needs 45 GB or more"
+        yield (
+            "without an NVIDIA GPU: tiny checkpoints only; HunyuanVideo needs one of 24 GB with "
+            "memory options, or of 80 GB and more (docs/memory.md; `hvkf plan` counts yours)"
+        )
     for name, folder in {"this folder": Path.cwd(), "the cache": cache_folder()}.items():
         while not folder.exists():
             folder = folder.parent

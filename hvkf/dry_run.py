@@ -12,6 +12,7 @@ from hvkf.jobs.spec import UNKNOWN, JobSpec, job_for
 from hvkf.records import Plan
 from hvkf.secret_text import hide_secrets
 from hvkf.settings.jobs import StageJobs
+from hvkf.shown import counted
 from hvkf.storage import Store, open_folder
 
 
@@ -42,7 +43,7 @@ def _of_stage(stage: str, config: Config, store: Store, plan: Plan | None) -> st
     if plan is not None and (plan.committed is not None or not plan.parts):
         return f"# {stage}: done before"
     if jobs.executor == "local":
-        return f"# {stage}: {jobs.workers} processes where the flow runs"
+        return f"# {stage}: {counted(jobs.workers, 'process', 'processes')} where the flow runs"
     if plan is None:
         job = JobSpec(
             stage=stage,

@@ -6,7 +6,7 @@ import tempfile
 import time
 import traceback
 
-from hvkf.errors import BadInput, HvkfError, OwnError
+from hvkf.errors import HvkfError, OwnError
 from hvkf.os_errors import explain_os_error
 from hvkf.secret_text import without_secrets
 from hvkf.shown import cut, shown_name
@@ -18,15 +18,9 @@ IN_POD = "KUBERNETES_SERVICE_HOST"
 def explain_unknown(error: Exception) -> HvkfError:
     """Turn an exception that is none of hvkf's into one that ends the process with a sentence.
 
-    A package that is not installed and a file that may not be written are of the surroundings. All
-    else is an error of hvkf: its traceback is kept in a file, or in a pod's log, for the file would
-    go with the pod.
+    A file that may not be written is of the surroundings. All else is an error of hvkf: its
+    traceback is kept in a file, or in a pod's log, for the file would go with the pod.
     """
-    if isinstance(error, ModuleNotFoundError):
-        return BadInput(
-            f"The Python module {error.name!r} is not installed where this runs: `hvkf doctor` "
-            "says which package has it."
-        )
     if isinstance(error, OSError) and (told := explain_os_error(error)) is not None:
         return told
     lines = traceback.format_exception(error)

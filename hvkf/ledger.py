@@ -193,7 +193,7 @@ def on_conflict_again(
 
 
 def dataset_folder(root: str, dataset: str) -> str:
-    """Where the commits of a data set below `root` (scenes/<digest>, latents/<digest>) lie."""
+    """Where a data set's commits below `root` (scenes/<stage version>, latents/<digest>) lie."""
     return f"{root}/commits/{dataset}"
 
 

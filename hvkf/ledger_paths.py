@@ -27,7 +27,7 @@ def numbered_path(folder: str, number: int) -> str:
 
 
 def segment_path(root: str, segment_id: str) -> str:
-    """Where the record of a segment lies; `root` is such as scenes/<settings digest>."""
+    """Where the record of a segment lies; `root` is such as scenes/<stage version>."""
     return f"{root}/ledger/{segment_id}.json"
 
 

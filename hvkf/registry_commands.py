@@ -22,6 +22,7 @@ from hvkf.registry import (
     read_registered,
     rollback,
 )
+from hvkf.shown import counted
 from hvkf.stages.model_card import flat
 from hvkf.stages.promotion import RUN_NAME, candidate_of, person, put_into_use
 from hvkf.storage import Store, open_existing, open_store
@@ -228,7 +229,7 @@ def export_vbench(
     from hvkf.stages.evaluate_vbench import export_for_vbench, how_to_run  # Pillow takes a moment
 
     num_pairs = export_for_vbench(store, evaluation, folder)
-    print(f"{num_pairs} videos and their first keyframes are in {folder}.")
+    print(f"{counted(num_pairs, 'video')} and their first keyframes are in {folder}.")
     print(how_to_run(folder))
 
 

@@ -11,6 +11,7 @@ from hvkf.config import Config
 from hvkf.errors import BadInput
 from hvkf.plan_runner import run_parts
 from hvkf.records import digest
+from hvkf.shown import counted
 from hvkf.storage import Store, open_existing, open_store
 from hvkf.uses import at_work, close_plan
 
@@ -122,8 +123,8 @@ def fetch(
     store = open_existing(read_config(context, config, workspace).workspace)
     fetched = copy(store, render, folder)
     print(
-        f"{fetched.num_copied} videos copied to {folder}, {fetched.num_there} were there, "
-        f"{fetched.num_failed} rows have none (see results.parquet)"
+        f"{counted(fetched.num_copied, 'video')} copied to {folder}, {fetched.num_there} were "
+        f"there, {fetched.num_failed} rows have none (see results.parquet)"
     )
 
 

@@ -31,3 +31,8 @@ def cut(text: str, length: int = MAX_SENTENCE) -> str:
         return text
     head = (length - 5) // 2
     return f"{text[:head]} ... {text[len(text) - (length - 5 - head) :]}"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Write a number of things: 1 clip, 2 clips."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -86,7 +86,7 @@ def test_nothing_is_deleted_unasked(
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     command = ["gc", "--delete", "--older-than-hours=0", f"--workspace={tmp_path}"]
     said = ended.refused(*command)
-    assert f"Delete these 1 objects of {tmp_path}? Nobody is there to be asked: add --yes" in said
+    assert f"Delete 1 object of {tmp_path}? Nobody is there to be asked: add --yes" in said
     assert ended.out.startswith(f"workspace {tmp_path}\n")
     assert left.exists()
 
@@ -144,7 +144,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def breaks(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "open_store", breaks)
+    monkeypatch.setattr(cli, "open_existing", breaks)
 
 
 def test_an_unknown_exception_is_a_sentence_and_a_file(
@@ -191,7 +191,9 @@ def test_a_package_that_is_not_installed_is_named(
     ended: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch, ModuleNotFoundError("No module named 'scenedetect'", name="scenedetect"))
-    assert "'scenedetect' is not installed" in ended.refused("gc", "--workspace=w")
+    assert "the Python module 'scenedetect', which is not installed" in ended.refused(
+        "gc", "--workspace=w"
+    )
 
 
 def test_a_workers_own_error_is_one_of_hvkf() -> None:

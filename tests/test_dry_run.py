@@ -47,7 +47,7 @@ def test_numbers_of_later_stages_are_question_marks(
     assert manifests["cache"]["metadata"]["name"] == "hvkf-cache-?-1"
     assert manifests["encode"]["spec"]["completions"] == "?"
     assert manifests["train"]["spec"]["completions"] == 1
-    assert sentences == ["# evaluate: 1 processes where the flow runs"]
+    assert sentences == ["# evaluate: 1 process where the flow runs"]
     assert not Path(config.workspace).exists()
 
 

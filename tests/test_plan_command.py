@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
+from hvkf.buckets import Bucket
 from hvkf.cli import app, run_stage
 from hvkf.config import Config
 from hvkf.errors import BadInput, ConfigError
-from hvkf.estimate.amounts import find_amounts
+from hvkf.estimate.amounts import Amounts, find_amounts
 from hvkf.estimate.cards import CARDS, Card, card_named
-from hvkf.estimate.plan import Machine
+from hvkf.estimate.plan import Machine, num_passes
 from hvkf.model.tiny import build_tiny_checkpoint
 from hvkf.storage import open_store
+from hvkf.training.settings import num_steps
 from hvkf.training.sharding import Sharding
 from tests.workspaces import small_config, write_dataset
 
@@ -147,3 +149,22 @@ def test_clips_are_counted_in_the_newest_catalog(tmp_path: Path) -> None:
 def test_no_buckets_are_refused_with_the_fix() -> None:
     with pytest.raises(ConfigError, match=r"--cache.bucket_reso=960x544x33"):
         find_amounts(Config(), None, 1)
+
+
+@pytest.mark.parametrize(("drop_last", "steps"), [(False, 3), (True, 2)])
+def test_steps_are_counted_as_training_counts_them(drop_last: bool, steps: int) -> None:
+    config = Config.model_validate(
+        {"data": {"batch_size": 4, "dataloader_kwargs": {"drop_last": drop_last}}}
+    )
+    amounts = Amounts(clips={Bucket(32, 32, 5): 10}, source="here", videos=1)
+    assert num_passes(config, amounts, 1) == (steps, 1.0)
+    assert num_steps(config, [10], 4) == (steps, steps)
+
+
+def test_a_plan_without_one_complete_batch_says_what_to_lower() -> None:
+    config = Config.model_validate(
+        {"data": {"batch_size": 16, "dataloader_kwargs": {"drop_last": True}}}
+    )
+    amounts = Amounts(clips={Bucket(32, 32, 5): 10}, source="here", videos=1)
+    with pytest.raises(BadInput, match=r"the largest has 10.*lower data\.batch_size"):
+        num_passes(config, amounts, 1)

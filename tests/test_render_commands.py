@@ -53,7 +53,7 @@ def test_a_dry_run_prints_the_quote_and_writes_nothing(
 ) -> None:
     submit(write_manifest(pairs, [row("one"), row("two", seed=1), row("same")]), "--dry-run")
     assert capsys.readouterr().out.splitlines()[:2] == [
-        "3 rows: 0 rendered before, 1 repeated, 0 that cannot be rendered, 2 to render in 1 parts",
+        "3 rows: 0 rendered before, 1 repeated, 0 that cannot be rendered, 2 to render in 1 part",
         f"  2 rows of 32x32x5, LoRA {config_for(pairs / 'x').render.lora}: no run of the past "
         "tells how long they take",
     ]
@@ -162,7 +162,7 @@ def test_a_submitted_manifest_is_rendered_and_fetched_under_its_ids(
     (folder / "one.mp4").write_bytes(b"half")
     capsys.readouterr()
     run_command(*arguments)
-    assert "1 videos copied" in capsys.readouterr().out
+    assert "1 video copied" in capsys.readouterr().out
     assert file_sha256(folder / "one.mp4") == file_sha256(store.root / results[0]["video"])
 
 
@@ -227,9 +227,7 @@ def test_only_failed_rows_are_tried_again_with_all_their_tries(
     submit(manifest, "--only-failed", "--dry-run", max_failed_fraction=0.5)
     said = capsys.readouterr().out
     assert "row 2 (1): failed too often; last: out of memory [set-aside]; it is tried again" in said
-    assert (
-        "2 rendered before, 0 repeated, 0 that cannot be rendered, 1 to render in 1 parts" in said
-    )
+    assert "2 rendered before, 0 repeated, 0 that cannot be rendered, 1 to render in 1 part" in said
     assert RenderRecord.from_json(store.read(record_path(tasks[1].identity))).failure
 
     submit(manifest, "--only-failed", "--yes", max_failed_fraction=0.5)

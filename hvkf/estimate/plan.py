@@ -14,6 +14,7 @@ from hvkf.estimate.options import OPTIONS, Tried, try_options
 from hvkf.estimate.parts import Shapes, num_bytes, num_parameters
 from hvkf.estimate.stages import Encode, Render, StageEstimate, Train
 from hvkf.estimate.stored import StoredSample, stored_sample
+from hvkf.training.settings import num_steps
 from hvkf.training.sharding import Sharding
 
 HOUR_S = 3600
@@ -158,7 +159,7 @@ def make_plan(
     }
     # The LoRA to render with, the weights to go on from, and the state.
     checkpoint_bytes = 2 * train.trained_bytes + sum(train.all_state.values())
-    steps, samples = num_steps(config, amounts, machine.num_ranks)
+    steps, samples = num_passes(config, amounts, machine.num_ranks)
     num_checkpoints = kept_checkpoints(config, steps)
     return Plan(
         model=shapes.name,
@@ -200,15 +201,11 @@ def _options(
             )
 
 
-def num_steps(config: Config, amounts: Amounts, num_ranks: int) -> tuple[int, float]:
+def num_passes(config: Config, amounts: Amounts, num_ranks: int) -> tuple[int, float]:
     """Count the optimizer's steps, and the passes over all samples that they are."""
-    hparams = config.hparams
-    batch = config.data.batch_size * num_ranks * hparams.gradient_accumulation_steps
-    of_epoch = sum(-(-count // batch) for count in amounts.clips.values())
-    if hparams.max_train_steps is not None:
-        return hparams.max_train_steps, hparams.max_train_steps / of_epoch
-    epochs = hparams.num_train_epochs or 0
-    return of_epoch * epochs, float(epochs)
+    batch = config.data.batch_size * num_ranks * config.hparams.gradient_accumulation_steps
+    of_epoch, steps = num_steps(config, list(amounts.clips.values()), batch)
+    return steps, steps / of_epoch
 
 
 def kept_checkpoints(config: Config, steps: int) -> int:

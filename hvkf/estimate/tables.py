@@ -8,6 +8,7 @@ from rich.table import Table
 from hvkf.estimate.cards import USABLE
 from hvkf.estimate.plan import HOUR_S, Plan
 from hvkf.estimate.stages import StageEstimate
+from hvkf.shown import counted
 
 GB = 1e9
 TERA = 1e12
@@ -101,7 +102,7 @@ def _totals(plan: Plan) -> Table:
     rows = (
         ("encoding", f"{totals['encode_gpu_hours']:,.1f} GPU-hours"),
         (
-            f"training, {totals['train_steps']:,} steps on {machine.num_ranks} GPUs",
+            f"training, {totals['train_steps']:,} steps on {counted(machine.num_ranks, 'GPU')}",
             f"{totals['train_gpu_hours']:,.1f} GPU-hours",
         ),
         (
@@ -112,7 +113,7 @@ def _totals(plan: Plan) -> Table:
         ("latents, at most", f"{_gb(totals['latents_bytes'])} GB"),
         ("read by training, at most", f"{_gb(totals['train_read_bytes'])} GB"),
         (
-            f"{plan.num_checkpoints} checkpoints of {_gb(plan.checkpoint_bytes)} GB",
+            f"{counted(plan.num_checkpoints, 'checkpoint')} of {_gb(plan.checkpoint_bytes)} GB",
             f"{_gb(totals['checkpoints_bytes'])} GB",
         ),
     )

@@ -1,6 +1,6 @@
 """How many bytes an optimizer keeps for each trained weight."""
 
-from hvkf.training.optimizers import known_name
+from hvkf.settings.optimizers import known_name
 
 BYTE = 1
 # Moments as wide as the weight; optimi adds a third, Kahan's compensation, to weights of 16 bits.

@@ -128,7 +128,7 @@ class DataLoaderConfig(Section):
 
     drop_last: bool = Field(False, description="Drop the incomplete batch of each bucket.")
     num_workers: int = Field(0, ge=0, description="Processes that load batches ahead.")
-    persistent_workers: bool = Field(True, description="Keep them from epoch to epoch.")
+    persistent_workers: bool = Field(True, description="Of the reference; has no effect.")
     pin_memory: bool = Field(True, description="Load into page-locked memory on GPU machines.")
     prefetch_factor: int = Field(2, ge=1, description="Batches that each process loads ahead.")
 

@@ -20,7 +20,7 @@ class ExperimentConfig(Section):
     output_dirpath: PathText | None = Field(
         None, description="The reference's output folder: the workspace, where none is set."
     )
-    trackers: tuple[str, ...] = Field(
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         ("tensorboard",), description="Trackers by accelerate's names: tensorboard, wandb, mlflow."
     )
     log_every_n_steps: int = Field(

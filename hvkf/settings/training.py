@@ -4,7 +4,19 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from hvkf.errors import BadInput
+from hvkf.settings.optimizers import known_name, parse_arguments
 from hvkf.settings.section import PackedFormat, PathText, Section
+
+Scheduler = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
+ALL_LINEAR = "all-linear"
+# How the names of HunyuanVideo's linear layers end, whatever the number of its blocks.
+LAYER_ENDS = (
+    *("to_q", "to_k", "to_v", "0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("proj", "proj_in", "proj_out", "proj_mlp", "2", "linear", "linear_1", "linear_2"),
+)
 
 
 class NetworkConfig(Section):
@@ -28,6 +40,19 @@ class NetworkConfig(Section):
     target_modules: tuple[str, ...] | None = Field(
         None, description="Exact module names, in place of lora_layers."
     )
+
+    @field_validator("lora_layers", "target_modules")
+    @classmethod
+    def _are_layers(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if value is None or value == ALL_LINEAR:
+            return value
+        for name in value.split(",") if isinstance(value, str) else value:
+            if name.strip().rpartition(".")[2] not in LAYER_ENDS:
+                raise ValueError(
+                    f"no linear layer of the transformer is called {name.strip()!r}: use "
+                    "all-linear, or names such as to_q, to_k, to_v, to_out.0, proj_mlp"
+                )
+        return value
 
 
 class FlowMatchConfig(Section):
@@ -108,7 +133,7 @@ class HparamsConfig(Section):
     )
     max_grad_norm: float = Field(0.0, ge=0, description="Clip gradients at this; 0: do not.")
     grad_clip_method: Literal["norm", "value"] = Field("norm", description="What to clip.")
-    lr_scheduler: str = Field("constant_with_warmup", description="As diffusers names it.")
+    lr_scheduler: Scheduler = Field("constant_with_warmup", description="As diffusers names it.")
     lr_warmup_steps: int = Field(100, ge=0, description="Steps of warm-up.")
     lr_scheduler_num_cycles: int = Field(1, ge=1, description="Cycles of a cosine with restarts.")
     lr_scheduler_power: float = Field(0.9, gt=0, description="Power of a polynomial.")
@@ -122,6 +147,24 @@ class HparamsConfig(Section):
     )
     flow_match: FlowMatchConfig = FlowMatchConfig()
     ema: EmaConfig = EmaConfig()
+
+    @field_validator("optimizer_type")
+    @classmethod
+    def _is_optimizer(cls, value: str) -> str:
+        try:
+            known_name(value)
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("optimizer_args")
+    @classmethod
+    def _are_arguments(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            parse_arguments(value)
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @property
     def holds_frozen_weights(self) -> bool:

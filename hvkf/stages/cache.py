@@ -1,6 +1,6 @@
 """Cache: from clips to resized frames in MDS shards, one data set for each bucket.
 
-Reads the data set's newest catalog and its videos; writes `scenes/<settings digest>/`.
+Reads the data set's newest catalog and its videos; writes `scenes/<stage version>/`.
 """
 
 from collections.abc import Iterable, Sequence, Set
@@ -23,6 +23,7 @@ from hvkf.records import (
     digest,
 )
 from hvkf.settings.data import CacheConfig
+from hvkf.shown import counted
 from hvkf.stages.ingest_sources import check_pods_see_sources
 from hvkf.storage import Store
 from hvkf.stored import read_named
@@ -132,7 +133,8 @@ def wanted_items(clips: Sequence[Clip], config: CacheConfig) -> Wanted:
 
 def _notes(clips: Sequence[Clip], assigned: buckets.Assignment) -> Iterable[str]:
     for bucket, count in assigned.dropped.items():
-        yield f"dropped: bucket {bucket} with only {count} samples (cache.min_bucket_count)"
+        samples = counted(count, "sample")
+        yield f"dropped: bucket {bucket} with only {samples} (cache.min_bucket_count)"
     for index in assigned.too_short:
         clip = clips[index]
         yield (
@@ -362,7 +364,7 @@ def _summary(
     for record in records:
         live = sum(item.key not in masked for item in record.items)
         counts[record.bucket] = counts.get(record.bucket, 0) + live
-    lines = [f"{commit.num_items} samples in {len(records)} segments"]
+    lines = [f"{counted(commit.num_items, 'sample')} in {counted(len(records), 'segment')}"]
     lines += [f"{bucket}: {count}" for bucket, count in sorted(counts.items())]
     lines += notes
     lines += [

@@ -11,6 +11,7 @@ from hvkf.config import Config
 from hvkf.ledger_paths import segment_path
 from hvkf.model_source import TEXT_PARTS, model_identity
 from hvkf.records import DatasetCommit, Part, Plan, Summary, digest
+from hvkf.shown import counted
 from hvkf.stages.cache import SCENES_ROOT, cached_scenes
 from hvkf.storage import Store
 from hvkf.stored import read_named
@@ -147,7 +148,8 @@ def _summary(commit: DatasetCommit, path: str, *, reused: bool) -> Summary:
         stage=STAGE,
         result=path,
         reused=reused,
-        text=f"{commit.num_items} samples encoded in {len(commit.segments)} segments",
+        text=f"{counted(commit.num_items, 'sample')} encoded in "
+        f"{counted(len(commit.segments), 'segment')}",
         counts={
             "items": commit.num_items,
             "failed": commit.num_failed,

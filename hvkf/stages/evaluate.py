@@ -19,6 +19,7 @@ from hvkf.records import (
     Summary,
     digest,
 )
+from hvkf.shown import counted
 from hvkf.stages.cache import SCENES_ROOT, cached_scenes
 from hvkf.stages.evaluate_records import (
     Evaluation,
@@ -83,7 +84,7 @@ def held_out_pairs(config: Config, store: Store) -> list[PairTask]:
     if not pairs:
         raise BadInput(
             f"Nothing of data set {scenes.dataset!r} is held out for evaluation "
-            f"({len(held_out)} held-out videos, none of their samples in a bucket): set "
+            f"({counted(len(held_out), 'held-out video')}, none of their samples in a bucket): set "
             "ingest.min_holdout (or ingest.holdout_fraction) higher. What a video was once counted "
             "as stays, so take a new ingest.dataset or add videos."
         )
@@ -166,7 +167,7 @@ def plan(config: Config, store: Store) -> Plan:
         inputs=inputs,
         parts=() if is_done else tuple(_parts(work, config.evaluate.pairs_per_part)),
         committed=metrics_path(work.root) if is_done else None,
-        note=f"{len(pairs)} of {len(found)} held-out samples",
+        note=f"{len(pairs)} of {counted(len(found), 'held-out sample')}",
     )
 
 
@@ -243,7 +244,7 @@ def _summary(metrics: Metrics, root: str, *, reused: bool) -> Summary:
             mean: Mean = getattr(means, place)
             figures[f"{name}_{place}_psnr_db"] = mean.psnr_db
             figures[f"{name}_{place}_ssim"] = mean.ssim
-    lines = [f"{len(metrics.pairs)} pairs of held-out videos, {metrics.checkpoint}"]
+    lines = [f"{counted(len(metrics.pairs), 'pair')} of held-out videos, {metrics.checkpoint}"]
     for place, title in (("first", "first frame"), ("last", "last frame"), ("clip", "whole clip")):
         lora, base, alone = (
             figures[f"{name}_{place}_psnr_db"] for name in ("lora", "base", "ceiling")

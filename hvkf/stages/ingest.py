@@ -25,6 +25,7 @@ from hvkf.records import (
     digest,
 )
 from hvkf.settings.data import IngestConfig
+from hvkf.shown import counted
 from hvkf.stages.ingest_clips import clips_of
 from hvkf.stages.ingest_records import VideoScan, VideoTask
 from hvkf.stages.ingest_sources import (
@@ -290,7 +291,10 @@ def _put(
         )
         ledger.put_commit(store, catalog.commits_folder(config.dataset), record)
     held_out = sum(clip.split == "holdout" for clip in clips)
-    lines = [f"{len(clips)} clips of {report['sources']} videos, {held_out} clips held out"]
+    lines = [
+        f"{counted(len(clips), 'clip')} of {counted(report['sources'], 'video')}, "
+        f"{counted(held_out, 'clip')} held out"
+    ]
     kinds = Counter(note.code for scan in noted.values() for note in scan.notes)
     if kinds:
         counts = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from hvkf import ledger
 from hvkf.errors import BadInput
 from hvkf.records import DatasetCommit, TrainResult
+from hvkf.shown import counted
 from hvkf.stages.evaluate_records import Metrics, PairMetrics
 from hvkf.stages.pages import data_uri
 from hvkf.stages.previews import HEIGHT, read_picture, read_preview, side_by_side, to_jpeg
@@ -76,7 +77,7 @@ def contact_sheet(store: Store, commit_path: str) -> bytes:
     if not rows:
         raise BadInput(f"No segment of {commit_path} has a preview: it was made before there were.")
     shown = sorted(rows)[:MAX_BUCKETS]
-    titles = [f"{bucket}: {counts[bucket]} samples" for bucket in shown]
+    titles = [f"{bucket}: {counted(counts[bucket], 'sample')}" for bucket in shown]
     return to_jpeg(_stack([rows[bucket] for bucket in shown], titles))
 
 

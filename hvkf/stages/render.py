@@ -16,6 +16,7 @@ from hvkf.loras import Lora
 from hvkf.manifest_errors import ManifestError
 from hvkf.records import Failure, Part, Plan, Record, Summary, digest
 from hvkf.settings.rendering import RenderConfig
+from hvkf.shown import counted
 from hvkf.stages import render_errors
 from hvkf.stages.render_cost import Quote
 from hvkf.stages.render_records import (
@@ -170,7 +171,8 @@ def _check_failures(config: Config, failures: Sequence[Failure], num_rows: int) 
 
 
 def _summary(record: ManifestRecord, root: str, *, reused: bool) -> Summary:
-    text = f"{record.num_rows - record.num_failed} videos of {record.num_rows} rows"
+    num_videos = record.num_rows - record.num_failed
+    text = f"{counted(num_videos, 'video')} of {counted(record.num_rows, 'row')}"
     if record.num_failed:
         text += f", {record.num_failed} failed: see {record.results}"
     if record.num_marked:

@@ -15,6 +15,7 @@ from hvkf.errors import BadInput, CorruptData
 from hvkf.manifest import ManifestRow
 from hvkf.records import FORMAT_VERSION, Failure, Record
 from hvkf.settings.rendering import RenderConfig
+from hvkf.shown import counted
 from hvkf.storage import Store
 from hvkf.stored import read_record
 
@@ -200,13 +201,14 @@ class Quote(Record):
         """Write the quote for people; the rows' failures may be told elsewhere."""
         to_do = sum(group.num_rows for group in self.groups)
         lines = [
-            f"{self.num_rows} rows: {self.num_rendered} rendered before, {self.num_repeated} "
-            f"repeated, {self.num_failed} that cannot be rendered, {to_do} to render in "
-            f"{self.num_parts} parts"
+            f"{counted(self.num_rows, 'row')}: {self.num_rendered} rendered before, "
+            f"{self.num_repeated} repeated, {self.num_failed} that cannot be rendered, {to_do} to "
+            f"render in {counted(self.num_parts, 'part')}"
         ]
         for group in self.groups:
             lines.append(
-                f"  {group.num_rows} rows of {group.shape}, LoRA {group.lora}: {_cost(group)}"
+                f"  {counted(group.num_rows, 'row')} of {group.shape}, LoRA {group.lora}: "
+                f"{_cost(group)}"
             )
         known = [group for group in self.groups if group.seconds is not None]
         if known:

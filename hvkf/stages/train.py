@@ -13,6 +13,7 @@ from hvkf.errors import BadInput
 from hvkf.loras import NONE, Lora, resolve_lora
 from hvkf.model_source import model_identity
 from hvkf.records import Part, Plan, RunRecord, Summary, TrainResult, digest
+from hvkf.shown import counted
 from hvkf.storage import Store
 from hvkf.training.items import find_sources, read_items
 from hvkf.training.runs import read_result, read_run, result_path, run_folder
@@ -39,7 +40,7 @@ def plan(config: Config, store: Store) -> Plan:
     check_cache_limit(config.data.streaming_kwargs.cache_limit, store, sources)
     items = read_items(store, sources, config.data)
     ranks = num_ranks(config.jobs.train.num_ranks)
-    num_steps(config, items, global_batch_size(config, ranks))
+    num_steps(config, items.counts(), global_batch_size(config, ranks))
     lora = resolve_lora(config.network.lora_weights or NONE, store)
     settings = work_settings(
         config,
@@ -119,7 +120,8 @@ def run_as_rank(config: Config, store: Store) -> Summary:
 
 def _summary(result: TrainResult, *, reused: bool) -> Summary:
     text = (
-        f"run {result.run_id}: {result.num_steps} steps over {result.num_items} samples, "
+        f"run {result.run_id}: {counted(result.num_steps, 'step')} over "
+        f"{counted(result.num_items, 'sample')}, "
         f"loss {result.loss:.4g}"
     )
     figures = {"loss": result.loss}

@@ -47,6 +47,10 @@ class Items(NamedTuple):
             found.setdefault(item.bucket, []).append(item.key)
         return dict(sorted(found.items()))
 
+    def counts(self) -> list[int]:
+        """Count the items that train in each bucket."""
+        return [len(keys) for keys in self.by_bucket().values()]
+
 
 def find_sources(config: Config, store: Store) -> dict[str, Any]:
     """Say which latents this configuration trains on, as JSON that a plan can carry.

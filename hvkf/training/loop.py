@@ -18,6 +18,7 @@ from hvkf.progress import Progress, progress
 from hvkf.records import RunRecord, TrainResult, digest
 from hvkf.scratch import scratch_folder
 from hvkf.seeds import seed_for
+from hvkf.shown import counted
 from hvkf.storage import Store
 from hvkf.training.batch_plan import GlobalBatch
 from hvkf.training.checkpoints import load_checkpoint, save_checkpoint
@@ -143,9 +144,10 @@ class Loop:
         schedule = self._schedule
         weights = sum(weight.numel() for weight in self._trainer.weights.values())
         print(
-            f"run {self._run.run_id}: {len(self._items.train)} samples in {len(schedule.items)} "
-            f"buckets, {self._num_steps} steps of {schedule.global_batch_size} samples, "
-            f"{self._gang.num_ranks} ranks, {weights:,} trained weights",
+            f"run {self._run.run_id}: {counted(len(self._items.train), 'sample')} in "
+            f"{counted(len(schedule.items), 'bucket')}, {counted(self._num_steps, 'step')} of "
+            f"{counted(schedule.global_batch_size, 'sample')}, "
+            f"{counted(self._gang.num_ranks, 'rank')}, {weights:,} trained weights",
             flush=True,
         )
         if self._config.validation.num_items and not self._validated:
@@ -348,11 +350,11 @@ def make_schedule(config: Config, run: RunRecord, items: Items, gang: Gang) -> t
         accumulated = config.hparams.gradient_accumulation_steps
         raise BadInput(
             f"The run {run.run_id!r} has {planned} samples in a step, but data.batch_size "
-            f"{config.data.batch_size} x {gang.num_ranks} ranks x "
+            f"{config.data.batch_size} x {counted(gang.num_ranks, 'rank')} x "
             f"hparams.gradient_accumulation_steps {accumulated} are {batch_size}: set these, or "
             "jobs.train.workers, to make up the same number."
         )
-    epoch_steps, total = num_steps(config, items, batch_size)
+    epoch_steps, total = num_steps(config, items.counts(), batch_size)
     schedule = Schedule(
         items=items.by_bucket(),
         seed=config.experiment.random_seed,

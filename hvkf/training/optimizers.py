@@ -1,79 +1,28 @@
 """Optimizers by the names of the reference's configuration."""
 
-import ast
 import importlib
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from hvkf.errors import BadInput
+from hvkf.settings.optimizers import OPTIMIZERS, known_name, parse_arguments
 
 logger = logging.getLogger(__name__)
 
 
-class _Source(NamedTuple):
-    """Where an optimizer comes from, and what installs it."""
-
-    module: str
-    name: str
-    fix: str
-
-
-SOURCES = {
-    "adam": _Source("torch.optim", "Adam", ""),
-    "adamw": _Source("torch.optim", "AdamW", ""),
-    "optimi-adamw": _Source("optimi", "AdamW", "pip install torch-optimi"),
-    "optimi-stableadamw": _Source("optimi", "StableAdamW", "pip install torch-optimi"),
-    "bnb-adamw8bit": _Source("bitsandbytes.optim", "AdamW8bit", "pip install 'hvkf[bnb]'"),
-    "bnb-lion8bit": _Source("bitsandbytes.optim", "Lion8bit", "pip install 'hvkf[bnb]'"),
-    "came": _Source("came_pytorch", "CAME", "pip install 'hvkf[came]'"),
+CLASSES = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "optimi-adamw": "AdamW",
+    "optimi-stableadamw": "StableAdamW",
+    "bnb-adamw8bit": "AdamW8bit",
+    "bnb-lion8bit": "Lion8bit",
+    "came": "CAME",
 }
-# What the reference's own defaults and users' habits write for these.
-ALIASES = {
-    "torch.optim.adam": "adam",
-    "torch.optim.adamw": "adamw",
-    "optimi.adamw": "optimi-adamw",
-    "optimi.stableadamw": "optimi-stableadamw",
-    "came_pytorch.came": "came",
-}
-
-
-def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` texts whose values are Python literals, such as betas=(0.9, 0.95).
-
-    Raises:
-        BadInput: a text is not of that form.
-    """
-    parsed = {}
-    for text in arguments:
-        key, equals, value = text.partition("=")
-        try:
-            if not equals or not key.strip().isidentifier():
-                raise ValueError
-            parsed[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            raise BadInput(
-                f"hparams.optimizer_args holds {text!r}: write key=value with a number, a tuple, "
-                "True, False or None, such as betas=(0.9, 0.95)."
-            ) from None
-    return parsed
-
-
-def known_name(name: str) -> str:
-    """Give the key of SOURCES that a name means.
-
-    Raises:
-        BadInput: there is none.
-    """
-    known = ALIASES.get(name.lower(), name.lower())
-    if known not in SOURCES:
-        raise BadInput(
-            f"There is no hparams.optimizer_type {name!r}: use one of {', '.join(SOURCES)}."
-        )
-    return known
 
 
 def make_optimizer(
@@ -85,7 +34,7 @@ def make_optimizer(
     """Make an optimizer.
 
     Args:
-        name: One of SOURCES or ALIASES.
+        name: One of OPTIMIZERS, or an alias of one.
         parameters: What it updates.
         learning_rate: Peak learning rate.
         arguments: Its further arguments; see `parse_arguments`.
@@ -94,19 +43,19 @@ def make_optimizer(
         BadInput: an unknown name or argument, or a package that is not installed.
     """
     known = known_name(name)
-    source = SOURCES[known]
+    module, fix = OPTIMIZERS[known]
     try:
-        kind = getattr(importlib.import_module(source.module), source.name)
+        kind = getattr(importlib.import_module(module), CLASSES[known])
     except ImportError as fault:
         raise BadInput(
             f"hparams.optimizer_type {name!r} needs a package that is missing ({fault}): "
-            f"{source.fix}, or take another optimizer, such as optimi-stableadamw."
+            f"{fix}, or take another optimizer, such as optimi-stableadamw."
         ) from None
     chosen = list(parameters)
     options = parse_arguments(arguments)
     if known == "came":
         _check_came(options)
-    if source.module == "optimi" and "triton" not in options and not _triton_works(chosen):
+    if module == "optimi" and "triton" not in options and not _triton_works(chosen):
         options["triton"] = False
     try:
         optimizer: torch.optim.Optimizer = kind(chosen, lr=learning_rate, **options)

@@ -5,7 +5,7 @@ where the average and frozen weights lie) and how often it is saved are not part
 go on with other ones.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from hvkf.config import Config
@@ -13,7 +13,6 @@ from hvkf.errors import BadInput
 from hvkf.records import RunRecord, digest
 from hvkf.settings.section import Section
 from hvkf.training.batch_plan import num_epoch_steps
-from hvkf.training.items import Items
 
 STAGE_VERSION = 1
 NUM_DIGITS = 8
@@ -83,19 +82,24 @@ def default_run_id(config: Config, settings: Mapping[str, Any]) -> str:
     return f"{config.experiment.name}-{digest(dict(settings))[:NUM_DIGITS]}"
 
 
-def num_steps(config: Config, items: Items, batch_size: int) -> tuple[int, int]:
-    """Count the steps of an epoch and of the run; `batch_size` is the global one.
+def num_steps(config: Config, counts: Collection[int], batch_size: int) -> tuple[int, int]:
+    """Count the steps of an epoch and of the run.
+
+    Args:
+        config: All settings.
+        counts: Samples of each bucket.
+        batch_size: The global one: of all ranks and accumulated micro-batches.
 
     Raises:
         BadInput: there is no complete batch, or neither steps nor epochs are set.
     """
-    counts = [len(keys) for keys in items.by_bucket().values()]
     of_epoch = num_epoch_steps(
         counts, batch_size, drop_last=config.data.dataloader_kwargs.drop_last
     )
     if not of_epoch:
         raise BadInput(
-            f"No bucket has the {batch_size} samples of a step (the largest has {max(counts)}), "
+            f"No bucket has the {batch_size} samples of a step (the largest has "
+            f"{max(counts, default=0)}), "
             "and data.dataloader_kwargs.drop_last leaves out incomplete ones: set it to false, or "
             "lower data.batch_size."
         )

@@ -166,7 +166,7 @@ def test_the_chain_of_forms_ends_with_a_report_whose_videos_play(house: House, p
     run = house.submit(page)
     house.wait(run, "Completed")
     page.goto(house.artifact(run, "render-quote"))
-    expect(page.get_by_text("1 to render in 1 parts")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("1 to render in 1 part")).to_be_visible(timeout=20_000)
     shot(page, "render-quote")
     tasks = house.ask("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
     assert [task["name"].rpartition("-")[0] for task in tasks] == ["render job"], "a task for rows"

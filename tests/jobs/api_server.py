@@ -10,6 +10,7 @@ import copy
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from email.utils import formatdate
@@ -73,6 +74,8 @@ class ApiServer(kmock.KubernetesScaffold):
         self.log_limit_s = 3600.0
         self.is_away = False  # hangs up, on who is served already, too
         self.seen: list[kmock.Request] = []
+        self.errors_met: Counter[str] = Counter()  # of the rule, by its word
+        self.tokens_met: Counter[str] = Counter()
         self.num_expired_pages = 0
         self.watched_from: list[tuple[str, int]] = []
 
@@ -84,6 +87,8 @@ class ApiServer(kmock.KubernetesScaffold):
     async def _handle(self, request: kmock.Request) -> web.StreamResponse:
         self.seen.append(request)
         fault = "drop" if self.is_away else self.rule(request)
+        if fault is not None:
+            self.errors_met[fault] += 1
         if fault == "drop":
             return _hang_up(request)
         if fault is not None and fault.isdigit():
@@ -103,6 +108,7 @@ class ApiServer(kmock.KubernetesScaffold):
             token = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if token not in self.tokens:
                 raise recorded("unauthorized-bad-token")
+            self.tokens_met[token] += 1
         if request.url.path == "/version/":
             date = formatdate(time.time() + self.skew_s, usegmt=True)
             return web.json_response({"gitVersion": "v1.36.0"}, headers={"Date": date})

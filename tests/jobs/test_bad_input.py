@@ -89,7 +89,8 @@ def test_a_token_file_with_a_new_token_is_read_again(
     cluster.api.is_away = True
     time.sleep(0.5)
     cluster.api.is_away = False
-    time.sleep(1.0)
+    cluster.wait(lambda _: cluster.api.tokens_met["new"] > 0)
+    assert cluster.api.tokens_met["old"] > 0
     store.put("enough", b"")
     waiter.result()
 

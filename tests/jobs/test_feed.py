@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +35,10 @@ def is_watch(request: kmock.Request) -> bool:
     return "watch" in request.params
 
 
+def is_list(request: kmock.Request) -> bool:
+    return request.method.value == "GET" and request.name is None and not is_watch(request)
+
+
 @pytest.mark.parametrize("fault", ["429", "500", "503", "drop"])
 def test_a_job_is_waited_for_although_every_other_request_fails(
     cluster: RunningCluster, store: FolderStore, fault: str
@@ -44,6 +47,7 @@ def test_a_job_is_waited_for_although_every_other_request_fails(
     waiter = Waiter(plan_of(store, SLOW, num_parts=2), store).result()
     for n in range(1, 16):
         assert waiter.lines.count(f"line {n}") == 2, "no line is lost, and none is told twice"
+    assert cluster.api.errors_met[fault] > 5
     assert len(cluster.jobs()) == 1
 
 
@@ -86,13 +90,15 @@ def test_a_version_that_is_forgotten_is_listed_anew(
 def test_a_new_list_that_fails_is_tried_again_as_watches_are(
     cluster: RunningCluster, store: FolderStore
 ) -> None:
-    waiter = Waiter(plan_of(store, SLOW), store)
+    script = f'until [ -e "$OUT/enough" ]; do echo step; sleep 0.1; done; {DONE}'
+    waiter = Waiter(plan_of(store, script), store)
     cluster.running()
-    cluster.api.rule = every(3, "503", lambda request: request.name is None)
+    cluster.api.rule = every(2, "503", is_list)
     cluster.api.watch_limit_s = 0.1
     cluster.do(lambda seen: setattr(seen.objects, "forgotten", seen.objects.version + 100))
-    time.sleep(1.0)
+    cluster.wait(lambda _: cluster.api.errors_met["503"] > 2)
     cluster.do(lambda seen: setattr(seen.objects, "forgotten", 0))
+    store.put("enough", b"")
     waiter.result()
 
 

@@ -106,7 +106,7 @@ def test_ranks_that_do_not_make_up_the_global_batch_are_refused(tmp_path: Path) 
     shared = plan.model_copy(
         update={"config": train_config(tmp_path, data={"batch_size": 3}).model_dump(mode="json")}
     )
-    with pytest.raises(BadInput, match=r"has 2 samples in a step.*batch_size 3 x 1 ranks"):
+    with pytest.raises(BadInput, match=r"has 2 samples in a step.*batch_size 3 x 1 rank "):
         train_stage.run(shared, store, plan.parts)
 
 

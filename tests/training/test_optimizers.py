@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hvkf.errors import BadInput
-from hvkf.training.optimizers import SOURCES, make_optimizer, parse_arguments
+from hvkf.settings.optimizers import OPTIMIZERS, parse_arguments
+from hvkf.training.optimizers import make_optimizer
 
 ROOT = Path(__file__).parents[2]
 REFERENCE_ARGUMENTS = ("weight_decay=1e-2", "eps=1e-8", "betas=(0.9, 0.95)")
@@ -69,7 +70,7 @@ def test_an_unknown_optimizer_is_refused_with_the_known_ones() -> None:
         make_optimizer("sgd", [torch.nn.Parameter(torch.zeros(2))], 0.1, ())
 
 
-@pytest.mark.parametrize("name", sorted(set(SOURCES) - set(INSTALLED)))
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - set(INSTALLED)))
 def test_an_absent_package_is_named_with_the_fix(name: str) -> None:
     if importlib.util.find_spec(PACKAGES[name]) is not None:
         pytest.skip(f"{PACKAGES[name]} is installed")
