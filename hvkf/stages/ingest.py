@@ -261,10 +261,11 @@ def _put(
 ) -> Summary:
     content = digest([[clip.model_dump() for clip in clips], [f.model_dump() for f in failures]])
     folder = f"datasets/{config.dataset}/{content}"
+    num_sources = len({clip.source_sha256 for clip in clips})
     report = {
         "dataset": config.dataset,
         "clips": len(clips),
-        "sources": len({clip.source_sha256 for clip in clips}),
+        "sources": num_sources,
         "refused": [failure.model_dump() for failure in failures],
         "read": [
             {"source": source, "notes": [note.model_dump() for note in scan.notes]}
@@ -292,7 +293,7 @@ def _put(
         ledger.put_commit(store, catalog.commits_folder(config.dataset), record)
     held_out = sum(clip.split == "holdout" for clip in clips)
     lines = [
-        f"{counted(len(clips), 'clip')} of {counted(report['sources'], 'video')}, "
+        f"{counted(len(clips), 'clip')} of {counted(num_sources, 'video')}, "
         f"{counted(held_out, 'clip')} held out"
     ]
     kinds = Counter(note.code for scan in noted.values() for note in scan.notes)
