@@ -8,7 +8,7 @@ from hvkf.config import Config
 from hvkf.errors import TryAgain
 from hvkf.model_source import cache_folder
 from hvkf.records import Summary
-from hvkf.secret_text import without_secrets
+from hvkf.redaction import without_secrets
 from hvkf.storage import open_folder
 
 # Nothing is sent anywhere, and a fault is told once, in hvkf's own sentence.

@@ -8,13 +8,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 
 from hvkf import (
+    demo_command,
     doctor_command,
     garbage_command,
     ledger,
@@ -276,27 +276,8 @@ plan_command.add_commands(app)
 add_registry_commands(app)
 render_commands.add_commands(app)
 add_settings_command(app)
-
-
 doctor_command.add_commands(app)
-
-
-@app.command()
-def demo(
-    context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Where to put data, checkpoint and results.")],
-    prepare_only: Annotated[
-        bool, typer.Option(help="Write data, checkpoint and settings, and run nothing.")
-    ] = False,
-) -> None:
-    """Runs the whole chain on three real clips with a tiny checkpoint that it builds."""
-    refuse_settings(context, "it writes its own to FOLDER/config.yaml, for `hvkf run --config`")
-    from hvkf.demo import prepare
-
-    config = prepare(folder)
-    if prepare_only:
-        return
-    app(args=["run", "--config", str(config)], standalone_mode=False)
+demo_command.add_commands(app)
 
 
 tell_whole_sentences(app)

@@ -10,7 +10,7 @@ from hvkf.config import Config
 from hvkf.jobs.manifest import build_manifest
 from hvkf.jobs.spec import UNKNOWN, JobSpec, job_for
 from hvkf.records import Plan
-from hvkf.secret_text import hide_secrets
+from hvkf.redaction import hide_secrets
 from hvkf.settings.jobs import StageJobs
 from hvkf.shown import counted
 from hvkf.storage import Store, open_folder

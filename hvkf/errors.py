@@ -20,7 +20,7 @@ BaseException
 is, and no `except Exception` around one row or one file may take it for that row's error.
 """
 
-from hvkf.redaction import without_secrets
+from hvkf.redaction import without_userinfo
 
 
 class HvkfError(Exception):
@@ -37,7 +37,7 @@ class HvkfError(Exception):
         return ()
 
     def __init__(self, *message: object) -> None:
-        super().__init__(*(without_secrets(str(part)) for part in message))
+        super().__init__(*(without_userinfo(str(part)) for part in message))
 
 
 class BadInput(HvkfError):

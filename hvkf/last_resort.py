@@ -8,7 +8,7 @@ import traceback
 
 from hvkf.errors import HvkfError, OwnError
 from hvkf.os_errors import explain_os_error
-from hvkf.secret_text import without_secrets
+from hvkf.redaction import without_secrets
 from hvkf.shown import cut, shown_name
 from hvkf.verbosity import Verbosity, verbosity
 

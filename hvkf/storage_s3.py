@@ -24,7 +24,7 @@ import s3fs
 from fsspec.asyn import sync
 
 from hvkf.errors import AlreadyExists, BadInput, TryAgain
-from hvkf.redaction import without_secrets
+from hvkf.redaction import without_userinfo
 from hvkf.s3_errors import (
     FAULTS,
     UNEXPLAINED_STATUS,
@@ -361,7 +361,7 @@ class S3Store:
                 wait_s = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
                 if time.monotonic() - begin_s + wait_s > min(patience_s, self._patience_s):
                     raise TryAgain(away_sentence(fault, self.url)) from fault
-                said = without_secrets(f"{self.url}: {fault!r}")
+                said = without_userinfo(f"{self.url}: {fault!r}")
                 log.debug("%s; trying again in %.2f s", said, wait_s)
                 time.sleep(wait_s)
                 attempt += 1

@@ -12,6 +12,7 @@ import typer
 
 from hvkf import cli
 from hvkf.settings_command import MOST_USED, field_of
+from hvkf.storage import open_store
 from tests.test_command_errors import Ended
 
 ALL = "import sys; from tests.test_help import print_all; sys.exit(print_all())"
@@ -141,6 +142,7 @@ def test_general_options_stand_anywhere(
     ended: Ended, words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: "os.PathLike[str]"
 ) -> None:
     monkeypatch.setenv("HVKF_VERBOSITY", "normal")
+    open_store(str(tmp_path))
     assert ended(*words, f"--workspace={tmp_path}") == 0
     assert os.environ["HVKF_VERBOSITY"] == "quiet"
     assert "opposites" in ended.refused(*words, "--verbose")

@@ -14,6 +14,7 @@ LEVELS = [
     {
         "hvkf.cli",
         "hvkf.demo",
+        "hvkf.demo_command",
         "hvkf.doctor",
         "hvkf.doctor_cluster",
         "hvkf.doctor_command",
@@ -98,7 +99,6 @@ LEVELS = [
         "hvkf.errors",
         "hvkf.last_resort",
         "hvkf.os_errors",
-        "hvkf.secret_text",
         "hvkf.setting_values",
         "hvkf.shown",
         "hvkf.verbosity",

@@ -7,7 +7,7 @@ import pytest
 from flows import server
 from hvkf import storage_s3
 from hvkf.errors import BadInput, HvkfError, TryAgain
-from hvkf.redaction import without_secrets
+from hvkf.redaction import without_userinfo
 from hvkf.storage_s3 import S3Store
 
 SECRET = "S3cr3t"
@@ -23,7 +23,7 @@ SECRET = "S3cr3t"
     ],
 )  # fmt: skip
 def test_an_address_loses_its_name_and_password(text: str, shown: str) -> None:
-    assert without_secrets(text) == shown
+    assert without_userinfo(text) == shown
     assert str(HvkfError(text)) == shown
     assert str(BadInput(text)) == shown
 
