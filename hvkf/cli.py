@@ -14,13 +14,18 @@ from typing import Annotated, Any
 
 import typer
 
-from hvkf import doctor_command, ledger, picture_command, plan_command, render_commands
+from hvkf import (
+    doctor_command,
+    garbage_command,
+    ledger,
+    picture_command,
+    plan_command,
+    render_commands,
+)
 from hvkf.command_options import (
     EPILOG,
     ConfigOption,
     WorkspaceOption,
-    YesOption,
-    ask_before_deleting,
     read_config,
     refuse_settings,
     split_overrides,
@@ -42,7 +47,6 @@ from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.settings_command import add_commands as add_settings_command
 from hvkf.settings_command import help_of
-from hvkf.shown import counted
 from hvkf.storage import Store, open_existing, open_folder, open_store
 from hvkf.uses import at_work, close_plan
 from hvkf.verbosity import Verbosity, verbosity
@@ -264,44 +268,9 @@ def verify(
     print(f"{found.num_objects} stored objects are as they were written")
 
 
-@app.command(epilog=EPILOG)
-def gc(
-    context: typer.Context,
-    config: ConfigOption = None,
-    workspace: WorkspaceOption = None,
-    delete: Annotated[bool, typer.Option(help="Remove them, instead of only listing.")] = False,
-    older_than_hours: Annotated[
-        float, typer.Option(min=0, help="Leave younger ones: a running job may still need them.")
-    ] = 24.0,
-    yes: YesOption = False,
-) -> None:
-    """Lists what nothing refers to (killed workers, old settings), and removes it if asked."""
-    from hvkf.garbage import (
-        GarbageFile,
-        find_garbage,
-        refuse_while_at_work,
-        remove_garbage,
-    )
-
-    store = open_existing(read_config(context, config, workspace).workspace)
-    print(f"workspace {store.url}")
-    garbage = find_garbage(store, older_than_hours * 3600)
-    for path in garbage.foreign:
-        print(f"not of hvkf, left alone: {path}")
-    for file in garbage.files:
-        print(f"{file.size:>12} {file.path}")
-    files: Sequence[GarbageFile] = garbage.files
-    if delete and files:
-        refuse_while_at_work(store)  # before somebody is asked for nothing
-        ask_before_deleting(f"Delete {counted(len(files), 'object')} of {store.url}?", yes=yes)
-        files = remove_garbage(store, garbage)
-    total_mb = sum(file.size for file in files) / 1e6
-    what = "removed" if delete else "can go: --delete"
-    print(f"{counted(len(files), 'object')}, {total_mb:.1f} MB {what}")
-
-
 app.add_typer(jobs_app, name="jobs")
 add_commands(app)
+garbage_command.add_commands(app)
 picture_command.add_commands(app)
 plan_command.add_commands(app)
 add_registry_commands(app)

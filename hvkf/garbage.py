@@ -1,9 +1,11 @@
 """What nothing refers to, and how it is deleted without ever taking what somebody needs.
 
-Used are: the segments that a commit of any data set lists; those that a plan makes which was stored
-within the last week and is not committed (`hvkf.uses`); LoRAs that a registered name's history
-names; and everything, while a command or a worker is at work: then nothing is deleted, and the
-error says who works. Files that are not ours (`.DS_Store`, notes) are named and left alone.
+Used are: the segments that the newest commit of any data set lists; those that a plan makes or
+reads which was stored within the last week and is not committed (`hvkf.uses`); LoRAs that a
+registered name's history names; and everything, while a command or a worker is at work: then
+nothing is deleted, and the error says who works. Older commits, which list dropped buckets and
+videos, go with their segments. Latents of other settings and the folders of runs that came to
+nothing go on request alone. Files that are not ours (`.DS_Store`, notes) are named and left alone.
 
 Leases protect against surprises, not against a frozen process: one that was suspended for a day
 does not know that its lease has ended. What follows needs no clock. Its only conditions are those
@@ -14,14 +16,16 @@ A deletion (a *sweep*, `gc/NNNNNN.json`) of folders of shards, each a segment re
  G1. put the sweep's record with the prefixes that it condemns;
  G2. withdraw it if a process is at work after all;
  G3. take the next commit number of each data set concerned, with a copy of its newest commit;
- G4. read all commits and plans, spare what they use, and put the record with the rest;
- G5. overwrite the records of the condemned segments with empty ones, and delete their shards.
+ G4. read the newest commits and all plans, spare what they use, and put the record with the rest;
+ G5. delete older commits that list a condemned segment, overwrite the records of the condemned
+     segments with empty ones, and delete their shards.
 
 A commit (`ledger.commit_dataset`):
 
  C1. register the data set by its commit 0, if it has none;
  C2. read the newest commit's number n;
- C3. read the sweeps and the segment records: condemned segments are missing, and end the commit;
+ C3. read the sweeps and the records of segments that commit n does not list: condemned ones are
+     missing, and end the commit;
  C4. take number n + 1 with `put_new`; if it is taken, go to C2.
 
 A writer of a segment:
@@ -29,12 +33,14 @@ A writer of a segment:
  W1. read the sweeps, and choose a prefix that none has condemned;
  W2. upload; then put the segment's record if there is none, or in place of a condemned one.
 
-Claim: no commit ever lists a segment whose shards a sweep deletes.
- - Let a commit take number m of a data set, listing a segment with prefix p, and let a sweep have
-   condemned p. If C3 came after G1, the commit saw it and ended. So C3 came before G1, and C2
-   before that. At G3 the sweep lists the data set (C1 came before C2) and takes a number: had it
-   taken m or a later one before C4, then C4 had found m taken, gone back to C2, and met the case
-   above. So C4 came before G3, G4 sees the commit, and the sweep spares p.
+Claim: no commit that is or becomes the newest lists a segment whose shards a sweep deletes.
+ - Let a commit take number m of a data set, listing a segment with prefix p that commit m - 1 does
+   not list, and let a sweep have condemned p. If C3 came after G1, the commit saw it and ended. So
+   C3 came before G1, and C2 before that. At G3 the sweep lists the data set (C1 came before C2) and
+   takes a number: had it taken m or a later one before C4, then C4 had found m taken, gone back to
+   C2, and met the case above. So C4 came before G3, and G4 sees this commit or a newer one. If a
+   newer one dropped the segment, nobody lists it any more, and who wants it again meets the case
+   above.
  - A condemned prefix is never chosen again (W1). A writer that chose p before G1 may still put its
    record afterwards (W2): it names p, is condemned, and counts nowhere. So whatever a sweep that
    was frozen deletes later, it is what nobody relies on.
@@ -48,30 +54,43 @@ still there, and a sweep reads the registry before it deletes a LoRA: one sees t
 both would have to freeze at the same moment for a LoRA to be lost, and `check_lora` would say so.
 """
 
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
-from functools import partial
+from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
-from hvkf import ledger
-from hvkf.errors import AlreadyExists, TryAgain
-from hvkf.ledger_paths import NUMBERED, may_be_condemned, segment_path
-from hvkf.records import DatasetCommit, SegmentRecord
+from hvkf.errors import BadInput
+from hvkf.garbage_runs import ABANDONED, REFUSED, useless_runs
+from hvkf.garbage_sweep import Clock, Deletion, refuse_while_at_work
+from hvkf.garbage_used import (
+    Objects,
+    Segment,
+    foreign_records,
+    read_open_plans,
+    segments_of,
+    unused_shards,
+    used_segments,
+)
+from hvkf.ledger_paths import number_of
+from hvkf.records import Plan
 from hvkf.registry import unused_loras
 from hvkf.storage import Store
-from hvkf.stored import decode_record, read_record
-from hvkf.stored_kinds import fix_of
-from hvkf.sweeps import LEASE_S, Phase, Sweep, begin_sweep, change_sweep
-from hvkf.uses import drop_ended_work, live_work, open_plans
+from hvkf.uses import drop_ended_work
 
 SHARD_ROOTS = ("scenes", "latents")
 PARTIAL_AGE_S = 3600.0
 """A file that is being written is none that a killed process left."""
-RECORD_NAME = re.compile(r"[^./][^/]*\.json")
-SHARD_FOLDER = re.compile(r"[^./][^/]*-[0-9a-f]+(-[0-9]+)?")
-SHARD_NAME = re.compile(r"index\.json|shard\.[0-9]+\.mds(\.[a-z0-9]+)?")
-Clock = Callable[[], float]
+UNFINISHED, UNCOMMITTED, REPLACED = "unfinished", "uncommitted", "replaced"
+UNPROMOTED, OTHER_LATENTS = "unpromoted", "other-latents"
+KINDS = {
+    UNFINISHED: "what killed processes were writing",
+    UNCOMMITTED: "shards and segments that no commit lists",
+    REPLACED: "segments that only older commits list: dropped buckets, videos and captions",
+    UNPROMOTED: "LoRAs that were kept for a promotion that never came about",
+    OTHER_LATENTS: "latents of other settings than those committed last for the data set",
+    ABANDONED: "runs without a result",
+    REFUSED: "runs that the gate judged and never promoted",
+}
+ON_REQUEST = (OTHER_LATENTS, ABANDONED, REFUSED)
 
 
 class GarbageFile(NamedTuple):
@@ -85,77 +104,121 @@ class GarbageFile(NamedTuple):
 class Garbage(NamedTuple):
     """What can be deleted, and files that are none of ours.
 
-    `prefixes` are the folders of shards among `files`.
+    `prefixes` are the folders of shards among `files`, `ended` the folders of commits whose data
+    sets have no segments there any more when it is deleted, with their newest numbers.
     """
 
     files: tuple[GarbageFile, ...]
     prefixes: frozenset[str]
     foreign: tuple[str, ...]
+    ended: tuple[tuple[str, int], ...] = ()
+
+    def kinds(self) -> dict[str, list[GarbageFile]]:
+        """Sort the files by kind."""
+        found: dict[str, list[GarbageFile]] = {kind: [] for kind in KINDS}
+        for file in self.files:
+            found[file.kind].append(file)
+        return {kind: files for kind, files in found.items() if files}
+
+    def only(self, also: Set[str]) -> "Garbage":
+        """Leave out the kinds that are deleted on request and are not in `also`.
+
+        Raises:
+            BadInput: there is no such kind.
+        """
+        if unknown := sorted(also - set(ON_REQUEST)):
+            raise BadInput(f"{unknown[0]!r} is no kind to ask for: {', '.join(ON_REQUEST)} are.")
+        out = set(ON_REQUEST) - also
+        files = tuple(file for file in self.files if file.kind not in out)
+        folders = {file.path.rpartition("/")[0] for file in files}
+        ended = () if OTHER_LATENTS in out else self.ended
+        return self._replace(files=files, prefixes=self.prefixes & folders, ended=ended)
 
 
-class _Objects:
-    """The objects of scenes/ or latents/, told apart by their paths."""
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        self.commits: list[str] = []
-        self.records: list[str] = []
-        self.shards: dict[str, list[str]] = {}
-        self.foreign: list[str] = []
-        for path in paths:
-            self._put(path)
-
-    def _put(self, path: str) -> None:
-        _, *folders, name = path.split("/")
-        if len(folders) >= 3 and folders[1] == "commits" and NUMBERED.fullmatch(name):
-            self.commits.append(path)
-        elif len(folders) == 2 and folders[1] == "ledger" and RECORD_NAME.fullmatch(name):
-            self.records.append(path)
-        elif (
-            len(folders) == 3
-            and folders[1] not in ("commits", "ledger")
-            and SHARD_FOLDER.fullmatch(folders[2])
-            and SHARD_NAME.fullmatch(name)
-        ):
-            self.shards.setdefault(path.rpartition("/")[0], []).append(path)
-        else:
-            self.foreign.append(path)
-
-
-def find_garbage(store: Store, min_age_s: float, clock: Clock = time.time) -> Garbage:
+def find_garbage(
+    store: Store, min_age_s: float, clock: Clock = time.time, *, unused_for_s: float = 0.0
+) -> Garbage:
     """List what nothing refers to and is older than `min_age_s`; changes nothing.
 
-    Plans, runs, evaluations and renders are never garbage.
+    Args:
+        store: The workspace.
+        min_age_s: Leave what is younger.
+        clock: Seconds since 1970.
+        unused_for_s: As `min_age_s`, of the kinds that are deleted on request.
     """
     now_s = clock()
+    plans = read_open_plans(store, now_s)
     files: list[GarbageFile] = []
     prefixes: set[str] = set()
-    foreign = [*store.list_root(), *_foreign_records(store)]
+    ended: list[tuple[str, int]] = []
+    foreign = [*store.list_root(), *foreign_records(store)]
     for kind in SHARD_ROOTS:
-        objects = _Objects(store.list(kind))
+        objects = Objects(store.list(kind))
         foreign += objects.foreign
-        for prefix, of_prefix in _unused(store, objects, now_s):
-            found = list(_old(store, kind, of_prefix, now_s - min_age_s))
-            if len(found) == len(of_prefix):
-                files += found
-                prefixes.add(prefix)
+        if kind == "latents":
+            ended = list(_other_latents(store, objects.commits, now_s - unused_for_s))
+        found = list(_unused(store, objects, plans, now_s - min_age_s, {f for f, _ in ended}))
+        files += found
+        prefixes |= {file.path.rpartition("/")[0] for file in found} & objects.shards.keys()
     partial_age_s = max(min_age_s, PARTIAL_AGE_S)
-    files += _old(store, "unfinished", store.list_partial(), now_s - partial_age_s)
-    files += _old(store, "registry", unused_loras(store), now_s - min_age_s)
-    return Garbage(tuple(files), frozenset(prefixes), tuple(sorted(foreign)))
+    files += _old(store, UNFINISHED, store.list_partial(), now_s - partial_age_s)
+    files += _old(store, UNPROMOTED, unused_loras(store), now_s - min_age_s)
+    for run in useless_runs(store, plans, now_s - max(min_age_s, unused_for_s)):
+        files += _old(store, run.kind, run.paths, now_s)
+    return Garbage(tuple(files), frozenset(prefixes), tuple(sorted(foreign)), tuple(ended))
 
 
-def _foreign_records(store: Store) -> Iterator[str]:
-    """Yield files that lie among records of other kinds than segments, and are none."""
-    for path in store.list("registry"):
-        folder, _, name = path.rpartition("/")
-        if folder == "registry" and not RECORD_NAME.fullmatch(name):
-            yield path
-    for kind, depth in (("datasets", 4), ("nightly", 3), ("gc", 2)):
-        for path in store.list(kind):
-            *folders, name = path.split("/")
-            is_record = len(folders) == depth - 1 and NUMBERED.fullmatch(name)
-            if name.startswith(".") or not (is_record or folders[-1] not in (kind, "commits")):
-                yield path
+def _other_latents(
+    store: Store, commits: dict[str, list[str]], until_s: float
+) -> Iterator[tuple[str, int]]:
+    """Yield the folders of commits, and their newest numbers, whose latents are of other settings.
+
+    Of a data set's latents those count that were committed last.
+    """
+    by_dataset: dict[str, list[tuple[float, str, str]]] = {}
+    for folder, paths in commits.items():
+        if segments_of(store, paths[-1]):
+            made_s = min(store.stat(path).modified_s for path in _same(store, paths))
+            dataset = folder.partition("/commits/")[2]
+            by_dataset.setdefault(dataset, []).append((made_s, folder, paths[-1]))
+    for found in by_dataset.values():
+        for made_s, folder, newest in sorted(found)[:-1]:
+            if made_s <= until_s:
+                yield folder, number_of(newest)
+
+
+def _same(store: Store, paths: list[str]) -> Iterator[str]:
+    """Yield the commits that list what the newest lists: `hvkf gc` commits the same again."""
+    newest = segments_of(store, paths[-1])
+    for path in reversed(paths):
+        if segments_of(store, path) != newest:
+            return
+        yield path
+
+
+def _unused(
+    store: Store, objects: Objects, plans: list[Plan], until_s: float, ended: Set[str]
+) -> Iterator[GarbageFile]:
+    """Yield the files of segments that nothing uses, or only latents of other settings."""
+    commits = objects.commits
+    used = used_segments(store, commits, plans, until_s)
+    staying = {folder: paths for folder, paths in commits.items() if folder not in ended}
+    other: set[Segment] = set()
+    for folder in ended:
+        other |= segments_of(store, commits[folder][-1])
+    other -= used_segments(store, staying, plans, until_s)
+    listed: set[Segment] = set()
+    for path in (path for paths in commits.values() for path in paths):
+        listed |= segments_of(store, path)
+    for unused in unused_shards(store, objects, used - other):
+        kind = UNCOMMITTED
+        if unused.segment in other:
+            kind = OTHER_LATENTS
+        elif unused.segment in listed:
+            kind = REPLACED
+        found = list(_old(store, kind, unused.paths, until_s))
+        if len(found) == len(unused.paths):
+            yield from found
 
 
 def _old(store: Store, kind: str, paths: Iterable[str], until_s: float) -> Iterator[GarbageFile]:
@@ -168,35 +231,6 @@ def _old(store: Store, kind: str, paths: Iterable[str], until_s: float) -> Itera
             yield GarbageFile(path, info.size, kind)
 
 
-def _unused(store: Store, objects: _Objects, now_s: float) -> Iterator[tuple[str, list[str]]]:
-    """Yield each prefix that nothing uses, with its shards and its segment's record."""
-    used = _used_segments(store, objects.commits, now_s)
-    kept, unused = set(), dict(objects.shards)
-    for path in objects.records:
-        root = path.rpartition("/ledger/")[0]
-        record = read_record(store, path, SegmentRecord)
-        if (root, record.segment_id) in used:
-            kept.add(record.prefix)
-        elif record.files:  # one without is what is left of a deleted segment
-            unused.setdefault(record.prefix, []).append(path)
-    yield from ((prefix, paths) for prefix, paths in unused.items() if prefix not in kept)
-
-
-def _used_segments(store: Store, commit_paths: Iterable[str], now_s: float) -> set[tuple[str, str]]:
-    """List the segments that commits and open plans name, with their roots."""
-    used = set()
-    for path in commit_paths:
-        root = path.partition("/commits/")[0]
-        commit = read_record(store, path, DatasetCommit)
-        used |= {(root, segment) for segment in commit.segments}
-    for use in open_plans(store, now_s):
-        for output in ledger.planned_outputs(store, use.stage, use.digest):
-            root, is_segment, name = output.rpartition("/ledger/")
-            if is_segment:
-                used.add((root, name.removesuffix(".json")))
-    return used
-
-
 def remove_garbage(store: Store, garbage: Garbage, clock: Clock = time.time) -> list[GarbageFile]:
     """Delete what was found, but for what is used since; return what was deleted.
 
@@ -204,111 +238,18 @@ def remove_garbage(store: Store, garbage: Garbage, clock: Clock = time.time) -> 
         TryAgain: a command or a worker is at work; it is named, with how it ends.
     """
     refuse_while_at_work(store, clock)
-    removed = _Sweep(store, clock).remove(garbage.prefixes) if garbage.prefixes else set()
-    unused = set(unused_loras(store))
-    for file in garbage.files:
-        if file.kind == "unfinished" or (file.kind == "registry" and file.path in unused):
-            store.delete(file.path)
+    by_kind = garbage.kinds()
+
+    def others() -> Iterator[str]:
+        unused = set(unused_loras(store))
+        yield from (file.path for file in by_kind.get(UNFINISHED, ()))
+        yield from (file.path for file in by_kind.get(UNPROMOTED, ()) if file.path in unused)
+        listed = {file.path for kind in (ABANDONED, REFUSED) for file in by_kind.get(kind, ())}
+        if listed:  # who used a run since it was listed has touched it, or plans with it
+            for run in useless_runs(store, read_open_plans(store, clock()), float("inf")):
+                if listed.issuperset(run.paths):
+                    yield from run.paths
+
+    removed = Deletion(store, clock).remove(garbage.prefixes, dict(garbage.ended), others)
     drop_ended_work(store, clock())
-    return [
-        file
-        for file in garbage.files
-        if file.kind == "unfinished" or file.path in unused or file.path in removed
-    ]
-
-
-def refuse_while_at_work(store: Store, clock: Clock = time.time) -> None:
-    """Refuse to delete while somebody works.
-
-    Raises:
-        TryAgain: a command or a worker is at work; it is named, with how it ends.
-    """
-    uses = live_work(store, clock())
-    if uses:
-        more = f" And {len(uses) - 1} more." if len(uses) > 1 else ""
-        raise TryAgain(f"Nothing was deleted in {store.url}: {uses[0].sentence()}{more}")
-
-
-class _Sweep:
-    """One deletion of folders of shards; the steps are those of the module's text."""
-
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
-        self._record: Sweep = begin_sweep(store, clock)
-
-    def remove(self, prefixes: Set[str]) -> set[str]:
-        """Delete folders of shards, and return the paths that are gone."""
-        try:
-            self._change("condemning", prefixes)
-            refuse_while_at_work(self._store, self._clock)
-            roots = {prefix.rsplit("/", 2)[0] for prefix in prefixes}
-            for root in sorted(roots):
-                self._take_commit_numbers(root)
-            doomed = prefixes - self._used_prefixes(roots)
-            self._change("deleting", doomed)
-        except BaseException:
-            self._change("withdrawn", frozenset())
-            raise
-        removed = set()
-        for root in sorted(roots):
-            removed |= self._forget_records(root, doomed)
-        for prefix in sorted(doomed):
-            removed |= self._delete_shards(prefix)
-        self._change("done", doomed)
-        return removed
-
-    def _change(self, phase: Phase, prefixes: Set[str]) -> None:
-        self._record = change_sweep(self._store, self._record, phase, prefixes, self._clock)
-
-    def _take_commit_numbers(self, root: str) -> None:
-        """Overtake commits that read the sweeps before this one condemned anything."""
-        folder = f"{root}/commits"
-        names = (path.removeprefix(f"{folder}/") for path in self._store.list(folder))
-        for dataset in sorted({name.rpartition("/")[0] for name in names} - {""}):
-            commits = ledger.dataset_folder(root, dataset)
-            ledger.on_conflict_again(partial(self._take_number, commits), dataset)
-
-    def _take_number(self, folder: str) -> None:
-        newest = ledger.latest_commit(self._store, folder, DatasetCommit)
-        if newest is not None:
-            ledger.put_commit(
-                self._store, folder, newest.model_copy(update={"number": newest.number + 1})
-            )
-
-    def _used_prefixes(self, roots: Set[str]) -> set[str]:
-        used = set()
-        for root in roots:
-            objects = _Objects(self._store.list(root))
-            for of_root, segment in _used_segments(self._store, objects.commits, self._clock()):
-                path = segment_path(of_root, segment)
-                if of_root == root and self._store.exists(path):
-                    used.add(read_record(self._store, path, SegmentRecord).prefix)
-        return used
-
-    def _forget_records(self, root: str, doomed: Set[str]) -> set[str]:
-        """Empty the records of deleted segments; those that were made again meanwhile stay."""
-        removed = set()
-        for path in sorted(may_be_condemned(self._store.list(f"{root}/ledger"), doomed)):
-            data = self._store.read(path)
-            where = f"{self._store.url}/{path}"
-            record = decode_record(data, where, SegmentRecord, fix_of(path))
-            if record.prefix not in doomed:
-                continue
-            empty = record.model_copy(update={"items": (), "files": (), "failures": ()})
-            try:
-                self._store.put_if(path, empty.to_json(), data)
-            except AlreadyExists:
-                continue
-            removed.add(path)
-        return removed
-
-    def _delete_shards(self, prefix: str) -> set[str]:
-        removed = set()
-        for path in list(self._store.list(prefix)):
-            if SHARD_NAME.fullmatch(path.rpartition("/")[2]):
-                self._store.delete(path)
-                removed.add(path)
-            if self._record.lease_until_s - self._clock() < LEASE_S / 2:
-                self._change("deleting", frozenset(self._record.condemned))
-        return removed
+    return [file for file in garbage.files if file.path in removed]

@@ -26,7 +26,7 @@ from hvkf.records import (
     plan_path,
 )
 from hvkf.storage import Store
-from hvkf.stored import decode_record, explain_damage, read_named, read_record
+from hvkf.stored import decode_record, explain_damage, read_record
 from hvkf.stored_kinds import fix_of
 from hvkf.sweeps import condemned
 from hvkf.uses import open_plan
@@ -203,12 +203,18 @@ def latest_dataset(store: Store, root: str, dataset: str) -> DatasetCommit | Non
     return commit if commit is not None and commit.segments else None
 
 
-def dataset_before(store: Store, root: str, dataset: str, number: int) -> tuple[str, ...]:
-    """List the segments of the commit before `number`; none before the first."""
+def dataset_before(store: Store, root: str, dataset: str, number: int) -> tuple[str, ...] | None:
+    """List the segments of the commit before `number`; none before the first.
+
+    None where `hvkf gc` deleted that commit: a newer one has replaced it, over a week ago.
+    """
     if number == 1:
         return ()
     path = commit_path(dataset_folder(root, dataset), number - 1)
-    return read_named(store, path, DatasetCommit).segments
+    try:
+        return read_record(store, path, DatasetCommit).segments
+    except FileNotFoundError:
+        return None
 
 
 def empty_commit(dataset: str, number: int = 0) -> DatasetCommit:

@@ -108,7 +108,8 @@ def test_a_file_that_is_being_written_is_left_whatever_age_is_asked_for(
 def plan_of(*segments: str) -> Plan:
     outputs = tuple(segment_path(ROOT, segment) for segment in segments)
     parts = (Part(index=0, outputs=outputs, work={}),)
-    return Plan(stage="cache", digest="abc", config={}, inputs={}, parts=parts)
+    inputs = {"root": ROOT, "dataset": "d", "number": 1}
+    return Plan(stage="cache", digest="abc", config={}, inputs=inputs, parts=parts)
 
 
 def test_the_finished_parts_of_a_plan_that_is_not_committed_are_used(store: FolderStore) -> None:
@@ -242,7 +243,7 @@ def test_a_foreign_file_among_the_shards_stays_when_they_are_deleted(store: Fold
     foreign = f"{prefix_of(store, 'a1')}/.DS_Store"
     store.put(foreign, b"\0")
     gc(store)
-    assert find_garbage(store, 0) == ((), frozenset(), (foreign,))
+    assert find_garbage(store, 0) == ((), frozenset(), (foreign,), ())
 
 
 def test_the_command_lists_deletes_and_says_what_is_not_ours(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hvkf import buckets, catalog, ledger
 from hvkf.config import Config
-from hvkf.errors import BadInput
+from hvkf.errors import BadInput, TryAgain
 from hvkf.ledger_paths import segment_path
 from hvkf.records import (
     CatalogCommit,
@@ -272,7 +272,6 @@ def commit(plan: Plan, store: Store) -> Summary:
     clips = catalog.read_clips(store, str(plan.inputs["catalog"]))
     items, notes = wanted_items(clips, config.cache)
     wanted = {item.key for item in items}
-    base = ledger.dataset_before(store, root, dataset, int(plan.inputs["number"]))
     new = [
         segment.segment_id
         for part in plan.parts
@@ -285,7 +284,7 @@ def commit(plan: Plan, store: Store) -> Summary:
         if previous is not None and previous.plan == digest(inputs):
             return previous
         made = ledger.read_new_segments(store, root, new)
-        records = _merged(_read_all(store, root, previous), _read(store, root, base), made, wanted)
+        records = _merged(store, plan, previous, made, wanted)
         used = [record for record in records if any(item.key in wanted for item in record.items)]
         failures = [failure for record in records for failure in record.failures]
         ledger.check_failures(
@@ -307,17 +306,10 @@ def commit(plan: Plan, store: Store) -> Summary:
     return _summary(store, root, done.commit, done.path, notes, reused=not done.is_new)
 
 
-def _read(store: Store, root: str, segments: Iterable[str]) -> list[SegmentRecord]:
-    return [ledger.read_segment(store, root, segment) for segment in segments]
-
-
-def _read_all(store: Store, root: str, commit: DatasetCommit | None) -> list[SegmentRecord]:
-    return _read(store, root, commit.segments if commit is not None else ())
-
-
 def _merged(
-    newest: list[SegmentRecord],
-    base: list[SegmentRecord],
+    store: Store,
+    plan: Plan,
+    previous: DatasetCommit | None,
     made: list[SegmentRecord],
     wanted: Set[str],
 ) -> list[SegmentRecord]:
@@ -327,21 +319,38 @@ def _merged(
     wanted sample.
 
     Args:
-        newest: The segments of the newest commit.
-        base: Those of the commit that the plan was made on: with `made` they hold all it wants.
+        store: The workspace.
+        plan: The plan; with the segments of the commit that it was made on it has all that it
+            wants.
+        previous: The newest commit.
         made: The plan's own segments.
         wanted: Keys of the samples that the plan's settings make.
+
+    Raises:
+        TryAgain: the commit that the plan was made on is gone, and needed.
     """
+    newest = _read(store, previous.segments if previous is not None else ())
     there = {item.key for record in newest for item in record.items} & wanted
     known = {record.segment_id for record in newest}
     new = [record for record in made if record.segment_id not in known]
     fresh = [record for record in new if there.isdisjoint(item.key for item in record.items)]
+    number = int(plan.inputs["number"])
+    before = ledger.dataset_before(store, SCENES_ROOT, str(plan.inputs["dataset"]), number)
+    base = _read(store, before) if before is not None else []
     held = there | {item.key for record in fresh for item in record.items}
-    planned = {item.key for record in (*base, *made) for item in record.items}
-    if held >= planned & wanted:
+    if held >= {item.key for record in (*base, *made) for item in record.items} & wanted:
         return [*newest, *fresh]
+    if before is None:
+        raise TryAgain(
+            f"The scenes of {plan.inputs['dataset']!r} changed too much since this was planned: "
+            "run `hvkf cache` again."
+        )
     # Segments of both hold some of the same samples: those of this plan stand for all of them.
     return [*base, *made]
+
+
+def _read(store: Store, segments: Iterable[str]) -> list[SegmentRecord]:
+    return [ledger.read_segment(store, SCENES_ROOT, segment) for segment in segments]
 
 
 def _masked(records: Iterable[SegmentRecord], wanted: set[str]) -> Iterable[str]:
