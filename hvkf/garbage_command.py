@@ -13,6 +13,7 @@ from hvkf.command_options import (
     ask_before_deleting,
     read_config,
 )
+from hvkf.shown import counted
 from hvkf.storage import open_existing
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def gc(
 
 def _amount(files: Sequence["GarbageFile"]) -> str:
     total_mb = sum(file.size for file in files) / 1e6
-    return f"{len(files)} object{'' if len(files) == 1 else 's'}, {total_mb:.1f} MB"
+    return f"{counted(len(files), 'object')}, {total_mb:.1f} MB"
 
 
 def add_commands(app: typer.Typer) -> None:

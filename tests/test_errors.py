@@ -10,8 +10,9 @@ import hvkf
 from hvkf.errors import HvkfError, Stopped, WorkStopped
 
 ROOT = Path(hvkf.__file__).parents[1]
-# The only place that keeps one: it hands what ended its thread to the thread that reads from it.
-PASSES_ON = {"hvkf/ahead.py"}
+# Signals are raised in the main thread alone. These run in others, and hand on what ended them to
+# the thread that waits for them.
+PASSES_ON = {"hvkf/ahead.py", "hvkf/jobs/feed.py", "hvkf/jobs/owners.py"}
 CATCHES_ALL = {"BaseException", "BaseExceptionGroup"}
 
 

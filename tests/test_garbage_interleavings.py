@@ -24,7 +24,7 @@ ROOT = "scenes/test"
 MAX_RUNS = 6
 MOST_STEPS = 80
 CLOCK = count(1000, 1000)
-"""Each sweep's time stands still, long after the lease of the one before and long before now."""
+"""Whenever a sweep looks at it, all leases have ended, and it is long before now."""
 
 
 def content_of(segment: str) -> bytes:
@@ -76,8 +76,7 @@ def stage(dataset: str, *segments: str) -> Callable[[Store], None]:
 
 def sweep(store: Store) -> None:
     """`hvkf gc --delete --older-than-hours 0`, whose lease has ended for all others."""
-    now_s = float(next(CLOCK))
-    remove_garbage(store, find_garbage(store, 0), clock=lambda: now_s)
+    remove_garbage(store, find_garbage(store, 0), clock=lambda: float(next(CLOCK)))
 
 
 def begun(*, committed: tuple[str, ...] = (), finished: tuple[str, ...] = ()) -> dict[str, bytes]:
