@@ -92,18 +92,28 @@ def read_manifest(
     Raises:
         BadInput: none is set, there is no such file, or see `stream_manifest`.
     """
+    data = manifest_bytes(defaults)
+    assert defaults.manifest is not None
+    return stream_manifest(data, defaults.manifest, defaults, check_lora)
+
+
+def manifest_bytes(defaults: RenderConfig) -> bytes:
+    """Read the manifest's file.
+
+    Raises:
+        BadInput: none is set, or there is no such file.
+    """
     if defaults.manifest is None:
         raise BadInput(
             "render.manifest is not set: name a CSV, JSON, JSONL or Parquet file with the columns "
             f"{', '.join(REQUIRED)}."
         )
-    data = read_file(
+    return read_file(
         defaults.manifest,
         f"There is no manifest {defaults.manifest!r}: set render.manifest to a file with the "
         f"columns {', '.join(REQUIRED)}.",
         "manifest",
     )
-    return stream_manifest(data, defaults.manifest, defaults, check_lora)
 
 
 def keep_pasted_rows(text: str, store: Store) -> str:

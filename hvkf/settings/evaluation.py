@@ -14,7 +14,7 @@ class EvaluateConfig(Section):
     """How a checkpoint is judged on held-out pairs."""
 
     num_pairs: int = Field(
-        16, ge=1, description="Most pairs of held-out clips; below 8 there is no verdict."
+        16, ge=1, description="Most pairs of held-out clips; below 8 source videos: no verdict."
     )
     steps: int = Field(30, ge=1, description="Sampling steps.")
     guidance: float = Field(6.0, ge=0, description="Embedded guidance.")

@@ -14,8 +14,8 @@ from hvkf.loras import resolve_lora
 from hvkf.records import FORMAT_VERSION, Record, digest
 from hvkf.registry import FOLDER, OutOfDate, Version, find_registered
 from hvkf.settings.evaluation import GateConfig, GateFigure
-from hvkf.stages.evaluate_records import ClipFidelity, Metrics, find_metrics
-from hvkf.stages.evaluate_statistics import MIN_PAIRS, Interval, paired_interval
+from hvkf.stages.evaluate_records import ClipFidelity, Metrics, find_metrics, video_of
+from hvkf.stages.evaluate_statistics import MIN_VIDEOS, Interval, num_videos, video_interval
 from hvkf.stages.promotion import candidate_of, put_into_use
 from hvkf.storage import Store
 from hvkf.training.lineage import read_lineage
@@ -109,11 +109,14 @@ def judge(rule: GateConfig, metrics: Metrics, champion: Metrics | None, version:
         pair.key: pair.base if champion is None else pair.lora
         for pair in (metrics if champion is None else champion).pairs
     }
-    pairs = [(pair.lora, others[pair.key]) for pair in metrics.pairs if pair.key in others]
-    if len(pairs) < MIN_PAIRS:
+    common = [pair for pair in metrics.pairs if pair.key in others]
+    pairs = [(pair.lora, others[pair.key]) for pair in common]
+    videos = [video_of(pair) for pair in common]
+    if num_videos(videos) < MIN_VIDEOS:
         return no_verdict(
-            f"{len(pairs)} pairs were rendered with both, and fewer than {MIN_PAIRS} give no "
-            "verdict: set evaluate.num_pairs higher, or hold out more videos"
+            f"{len(pairs)} pairs of {num_videos(videos)} source videos were rendered with both, "
+            f"and fewer than {MIN_VIDEOS} videos give no verdict: hold out more videos "
+            "(ingest.min_holdout), and set evaluate.num_pairs to at least as many"
         )
     rules: list[tuple[GateFigure, Literal["better", "not-worse"]]] = [
         *((figure, "better") for figure in rule.better),
@@ -121,7 +124,8 @@ def judge(rule: GateConfig, metrics: Metrics, champion: Metrics | None, version:
     ]
     findings = []
     for figure, kind in rules:
-        gain = paired_interval([figure_of(a, figure) - figure_of(b, figure) for a, b in pairs])
+        differences = [figure_of(a, figure) - figure_of(b, figure) for a, b in pairs]
+        gain = video_interval(differences, videos)
         margin = 0.0
         if kind == "not-worse":
             margin = rule.margin_db if figure.endswith("db") else rule.margin_ssim
@@ -141,8 +145,8 @@ def _sentence(finding: Finding, against: str) -> str:
     wanted = "above 0" if finding.rule == "better" else f"above {-finding.margin:g}"
     return (
         f"{finding.figure}: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over "
-        f"{gain.num_pairs} pairs against {against}; the interval must lie {wanted}: "
-        f"{'it does' if finding.is_met else 'it does not'}"
+        f"{gain.num_pairs} pairs of {gain.num_videos} videos against {against}; the interval must "
+        f"lie {wanted}: {'it does' if finding.is_met else 'it does not'}"
     )
 
 

@@ -1,5 +1,6 @@
 """Rendering held-out pairs on one device: first all without the LoRA, then all with it."""
 
+import itertools
 from collections.abc import Callable, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,7 @@ from hvkf.user_files import shortened
 
 CRF = 18
 NUM_OPEN_SEGMENTS = 8
+VIDEOS_NOTE = "videos"  # what the bar counts: one without the LoRA and one with it for each pair
 
 
 def evaluate_pairs(config: Config, store: Store, work: Evaluation, keys: Set[str]) -> None:
@@ -60,15 +62,16 @@ def evaluate_pairs(config: Config, store: Store, work: Evaluation, keys: Set[str
     for_lora = [pair for pair in pairs if not store.exists(pair_path(work.root, pair.key))]
     if not for_base and not for_lora:
         return
-    num_steps = (len(for_base) + len(for_lora)) * config.evaluate.steps
-    with progress("evaluate", num_steps) as shown:
+    with progress("evaluate", len(for_base) + len(for_lora)) as shown:
         worker = _PairRenderer(config, store, work, shown)
         for pair in for_base:
             worker.put(work.base_root, pair, worker.render_base(pair))
+            shown.advance(note=VIDEOS_NOTE)
         if for_lora:
             worker.fuse_lora()
         for pair in for_lora:
             worker.put(work.root, pair, worker.render_lora(pair))
+            shown.advance(note=VIDEOS_NOTE)
 
 
 class _PairRenderer:
@@ -184,7 +187,11 @@ class _PairRenderer:
             return Failure(code=fault.code, message=f"{side}: {fault}", source=scene["source"])
 
     def _on_step(self, note: str) -> Callable[[int], None]:
-        return lambda step: self._shown.advance(note=note)
+        num_steps = self._settings.steps
+        done = itertools.count(1)
+        return lambda step: self._shown.advance(
+            0, note=f"{VIDEOS_NOTE}; {note}, step {next(done)} of {num_steps}"
+        )
 
     def _made(self, frames: torch.Tensor, truth: torch.Tensor, scene: Sample) -> ClipFidelity:
         """Compare a rendering with the truth, by the extra figures too."""

@@ -188,6 +188,11 @@ class Metrics(Record):
     files: tuple[FileEntry, ...] = ()
 
 
+def video_of(pair: PairMetrics) -> str:
+    """Name a pair's source video: by its content, or its path where an older record lacks that."""
+    return pair.source_sha256 or pair.source
+
+
 def pair_path(root: str, key: str) -> str:
     """Where the record of a pair's rendering lies."""
     return f"{root}/pairs/{key}.json"

@@ -18,8 +18,9 @@ from hvkf.stages.evaluate_records import (
     Rendered,
     Settings,
     pair_folder,
+    video_of,
 )
-from hvkf.stages.evaluate_statistics import MIN_PAIRS, paired_interval
+from hvkf.stages.evaluate_statistics import MIN_VIDEOS, num_videos, video_interval
 from hvkf.stages.evaluate_weights import frechet_distance
 
 MAX_PSNR_DB = 100.0
@@ -158,14 +159,17 @@ def _mean_motion(motions: Sequence[Motion]) -> Motion:
 
 
 def _comparisons(pairs: Sequence[PairMetrics]) -> list[Comparison]:
-    """Compare with the base model and the trivial answers; none with too few pairs."""
-    if len(pairs) < MIN_PAIRS:
+    """Compare with the base model and the trivial answers; none with too few videos."""
+    videos = [video_of(pair) for pair in pairs]
+    if num_videos(videos) < MIN_VIDEOS:
         return []
     return [
         Comparison(
             figure=figure,
             against=words,
-            gain=paired_interval([read(pair.lora) - read(getattr(pair, other)) for pair in pairs]),
+            gain=video_interval(
+                [read(pair.lora) - read(getattr(pair, other)) for pair in pairs], videos
+            ),
         )
         for other, words in AGAINST.items()
         for figure, read in COMPARED.items()

@@ -21,6 +21,7 @@ from hvkf.stages.previews import HEIGHT, read_picture, read_preview, side_by_sid
 from hvkf.stages.render_records import ManifestRecord
 from hvkf.storage import Store
 from hvkf.stored import open_parquet, read_record
+from hvkf.training.losses import NAME as LOSSES_NAME
 from hvkf.training.losses import VALIDATION_AT, Row, read_losses
 from hvkf.video import decode_frames, probe
 
@@ -81,18 +82,28 @@ def contact_sheet(store: Store, commit_path: str) -> bytes:
     return to_jpeg(_stack([rows[bucket] for bucket in shown], titles))
 
 
-def curves(store: Store, result_path: str) -> bytes:
-    """Draw the losses of a run over its steps, and the validation loss."""
+def curves(store: Store, path: str) -> bytes:
+    """Draw the losses of a run over its steps, and the validation loss.
+
+    Args:
+        store: The workspace.
+        path: The run's result, or its losses, which a run at work has too.
+    """
     # Here: it takes half a second, which the other pictures need not pay.
     from matplotlib.figure import Figure
 
-    result = read_record(store, result_path, TrainResult)
-    rows = read_losses(store, result.run_id, result.num_steps)
+    if path.endswith(f"/{LOSSES_NAME}"):
+        run_id = path.split("/")[-2]
+        num_steps = len(store.read(path).splitlines())
+    else:
+        result = read_record(store, path, TrainResult)
+        run_id, num_steps = result.run_id, result.num_steps
+    rows = read_losses(store, run_id, num_steps)
     steps = [row["step"] for row in rows]
     losses = np.array([row["loss"] for row in rows], dtype=np.float64)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes, levels = figure.subplots(1, 2)
-    axes.set(xlabel="step", ylabel="loss", title=result.run_id)
+    axes.set(xlabel="step", ylabel="loss", title=run_id)
     axes.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
     axes.plot(steps, smoothed(losses), color="tab:blue", label=f"mean of {SMOOTHING_STEPS} steps")
     measured = _measured(rows, "validation_loss")

@@ -13,6 +13,7 @@ from hvkf.config import Config
 from hvkf.errors import AlreadyExists
 from hvkf.journal import note_completed
 from hvkf.loras import Lora
+from hvkf.manifest import manifest_bytes
 from hvkf.manifest_errors import ManifestError
 from hvkf.records import Failure, Part, Plan, Record, Summary, digest
 from hvkf.settings.rendering import RenderConfig
@@ -80,6 +81,7 @@ def check_rows(config: Config, store: Store, again: Collection[str] = ()) -> Che
         BadInput: the manifest's faults, or an unknown LoRA. Images that cannot be used are in the
             quote; see `refusal_of`.
     """
+    manifest_bytes(config.render)  # first: to look at the checkpoint may take long, and fail
     models = models_identity(config.model, store, config.render.precision)
     return Checked(models, plan_rows(config, store, models, again))
 

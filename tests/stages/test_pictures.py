@@ -108,6 +108,8 @@ def test_curves_are_drawn_from_all_rows_of_a_run(tmp_path: Path) -> None:
     drawn = draw("train", "runs/one/result.json", store)
     assert picture(drawn).size == (1100, 360)
     assert as_data_uri(drawn).startswith("data:image/png;base64,")
+    # The stage prints the path of the losses too, and a run at work has no other.
+    assert draw("train", "runs/one/losses.jsonl", store) == drawn
     write_losses(store, "one", rows[:2])
     with pytest.raises(CorruptData, match="steps 1 to 3"):
         draw("train", "runs/one/result.json", store)

@@ -124,3 +124,12 @@ def test_a_row_is_named_by_how_its_images_are_read_and_bad_profiles_are_noted(
     assert contents == {**sums, "p3": f"{sums['p3']}+icc"}
     assert tasks["bad"].notes == "bad.png: its colour profile is damaged and was not used"
     assert tasks["plain"].notes == tasks["p3"].notes == ""
+
+
+def test_a_missing_manifest_is_told_before_a_missing_checkpoint(
+    tmp_path: Path, store: FolderStore
+) -> None:
+    config = config_for(tmp_path / "pairs" / "none.csv")
+    model = config.model.model_copy(update={"pretrained_model_name_or_path": "/no/checkpoint"})
+    with pytest.raises(BadInput, match=r"There is no manifest .*none\.csv"):
+        render.plan(config.model_copy(update={"model": model}), store)
