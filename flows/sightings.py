@@ -15,6 +15,7 @@ class Sighting(NamedTuple):
     total: int
     failed: int
     note: str
+    unit: str
 
 
 class Sightings:
@@ -33,7 +34,8 @@ class Sightings:
         first_done, first_s = (done, now_s) if is_new else before[:2]  # type: ignore[index]
         total, failed = int(event["total"]), int(event["failed"])
         note = str(event.get("note", ""))
-        self._workers[worker] = Sighting(first_done, first_s, done, total, failed, note)
+        unit = str(event.get("unit", "items"))
+        self._workers[worker] = Sighting(first_done, first_s, done, total, failed, note, unit)
 
     def see_pending(self, parts: Iterable[int]) -> None:
         """Note the parts whose records are not there yet."""
@@ -50,7 +52,7 @@ class Sightings:
             (w.done - w.first_done) / (now_s - w.first_s) for w in workers if now_s > w.first_s
         ]
         rate = sum(rates)
-        words = [f"{done} of {total} items"]
+        words = [f"{done} of {total} {workers[0].unit}"]
         if rate > 0:
             words += [f"{rate:.3g} per second", f"{_duration((total - done) / rate)} left"]
         words.append(f"{sum(w.failed for w in workers)} failed")

@@ -176,13 +176,17 @@ class WorkerBars:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Progress]:
+def progress(label: str, total: int, unit: str = "items") -> Iterator[Progress]:
     """Show how `total` units of work proceed: as lines if this process was started for that."""
+
+    def event(counted: Progress, note: str) -> dict[str, Any]:
+        return {**_event(label, counted, note), "unit": unit}
+
     if os.environ.get(PROGRESS_VARIABLE) == "lines":
-        yield Progress(total, lambda counted, note: _print_line(_event(label, counted, note)))
+        yield Progress(total, lambda counted, note: _print_line(event(counted, note)))
         return
     with display() as shown:
-        yield Progress(total, lambda counted, note: shown.show(label, _event(label, counted, note)))
+        yield Progress(total, lambda counted, note: shown.show(label, event(counted, note)))
 
 
 def _event(label: str, counted: Progress, note: str) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def test_lines_tell_done_and_failed(
         shown.advance(note="a.mp4")
         shown.advance(2, note="b.mp4", failed=1)
     last = parse_line(capsys.readouterr().out.splitlines()[-1])
-    assert last == {"label": "cache", "done": 3, "total": 3, "failed": 1, "note": "b.mp4"}
+    assert last == {
+        **{"label": "cache", "done": 3, "total": 3, "failed": 1, "note": "b.mp4"},
+        "unit": "items",
+    }
 
 
 EVENT = {"label": "cache", "done": 1, "total": 2, "failed": 0, "note": "a.mp4"}

@@ -1,7 +1,7 @@
 """What every group of settings is: frozen, and strict about the keys it knows."""
 
 import os
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
 
@@ -45,10 +45,17 @@ class Section(BaseModel):
         if not isinstance(values, dict):
             return values
         return {
-            key: value
+            key: cls._as_declared(key, value)
             for key, value in values.items()
             if value is not None or not (key in cls.unset_only or cls._takes_no_null(key))
         }
+
+    @classmethod
+    def _as_declared(cls, key: Any, value: Any) -> Any:
+        """Turn a list into the tuple that is declared: JSON has none, and records are strict."""
+        field = cls.model_fields.get(key)
+        is_tuple = field is not None and get_origin(field.annotation) is tuple
+        return tuple(value) if is_tuple and isinstance(value, list) else value
 
     @classmethod
     def _takes_no_null(cls, key: Any) -> bool:

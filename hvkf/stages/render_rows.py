@@ -71,7 +71,7 @@ def render_rows(
     claims = Claims(store, life_s=render.claim_s, max_tries=render.max_tries)
     changed: list[str] = []
     gave_way = False
-    with progress("render", sum(task.row.steps for task in missing)) as shown:
+    with progress("render", sum(task.row.steps for task in missing), "steps") as shown:
         try:
             with _Renewing(claims):
                 renderer = Renderer(config.model, store, render.precision, render.speed)

@@ -134,7 +134,7 @@ class Loop:
         start = self._resume()
         begin_tracking(self._accelerator, self._run.run_id, self._run.settings)
         if is_first_of_node():  # each machine's log tells that its ranks live
-            with progress("train", self._num_steps) as shown:
+            with progress("train", self._num_steps, "steps") as shown:
                 self._train(start, shown)
         else:
             self._train(start, None)

@@ -47,3 +47,10 @@ def test_the_table_lists_workers_then_parts_to_do_and_stays_short() -> None:
     ]
     assert rows[-1]["what"] == "and 50 more parts"
     assert len(rows) == MAX_ROWS + 2
+
+
+def test_what_is_counted_is_named() -> None:
+    """A render of two rows said "8 of 8 items": it counts their steps."""
+    seen = Sightings([0])
+    seen.see(0, {**event(3, 8), "unit": "steps"}, 0.0)
+    assert seen.summary(0.0)[1].startswith("3 of 8 steps")

@@ -225,6 +225,10 @@ for row in rows.split(","):
 """
 
 
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
 class Rows:
     """A workspace whose renders are processes of the script above, and the order of their rows."""
 
@@ -270,7 +274,8 @@ class Rows:
         ]
         threads[0].start()
         until_s = time.monotonic() + 60
-        while len(self.done()) < after_rows:
+        order = turns.order_file(self.store.url)
+        while len(self.done()) < after_rows or '"running": "' not in _text(order):
             assert time.monotonic() < until_s
             time.sleep(0.005)
         threads[1].start()
