@@ -26,6 +26,7 @@ OTHER_FORMATS = {
     "parquet_rows.py",
     "mds_index.py",
     "model/lora_file.py",
+    "model_source.py",  # a file of a checkpoint
     "model/tiny_text.py",
     "estimate/parts.py",
     "progress.py",

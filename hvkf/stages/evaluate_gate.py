@@ -4,7 +4,7 @@ The candidate is compared on the same pairs with the LoRA in use, by that one's 
 the base model where nothing is in use yet.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hvkf.code_version import code_version
 from hvkf.errors import AlreadyExists, BadInput
@@ -53,6 +53,7 @@ class Verdict(Record):
 class Decision(Record):
     """The record of a verdict: by what rule, on which figures, about which LoRA."""
 
+    IS_STRICT: ClassVar[bool] = False  # it holds settings
     format_version: int = FORMAT_VERSION
     registry: str
     evaluation: str
