@@ -304,7 +304,8 @@ def doctor(
 
     server = _examine_server() if "PREFECT_API_URL" in os.environ else ()
     if not cluster:
-        for line in itertools.chain(examine(), server):
+        given = read_config(context, config, workspace).workspace if config or workspace else None
+        for line in itertools.chain(examine(given), server):
             print(line)
         return
     settings = read_config(context, config, workspace)

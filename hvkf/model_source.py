@@ -1,6 +1,5 @@
 """Where a checkpoint is, and what names it: a hub id, a folder, or a folder of the workspace."""
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from hvkf.atomic_files import lock as lock_file
 from hvkf.errors import BadInput
 from hvkf.records import digest
 from hvkf.settings.experiment import ModelConfig
@@ -66,7 +66,7 @@ def _only_one(lock: Path) -> Iterator[None]:
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        lock_file(held)
         yield
 
 

@@ -5,7 +5,6 @@ higher priority first, and among equals whoever had the least time for its weigh
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hvkf.atomic_files import lock as lock_file
 from hvkf.errors import CorruptData, HvkfError
 from hvkf.jobs.spec import stage_jobs
 from hvkf.liveness import ProcessMark, is_running, this_process
@@ -161,7 +161,7 @@ class LocalOrder:
         """Read and write the order, alone; who is gone from this machine is left out."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a+", errors="replace") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)
+            lock_file(opened)
             opened.seek(0)
             text = opened.read()
             stored = self._decoded(text)
