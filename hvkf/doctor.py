@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from hvkf.atomic_files import what_folder_lacks
 from hvkf.config import Config
 from hvkf.config_checks import find_obstacles
 from hvkf.model_source import cache_folder
@@ -34,11 +35,18 @@ OPTIONAL = {
     "mlflow": ("mlflow", "that tracker; pip install 'hvkf[mlflow]'"),
 }
 GIB = 1 << 30
+MIB = 1 << 20
+SHARED_MEMORY = Path("/dev/shm")
+LOW_SHARED_BYTES = GIB
 LOW_DISK_BYTES = 20 * GIB
 
 
-def examine() -> Iterable[str]:
-    """Yield a line for each thing looked at; `lacks` begins those that need doing."""
+def examine(workspace: str | None = None) -> Iterable[str]:
+    """Yield a line for each thing looked at; `lacks` begins those that need doing.
+
+    Args:
+        workspace: Where it is meant to be; an address in S3 is not asked.
+    """
     version = ".".join(map(str, sys.version_info[:3]))
     supported = (3, 11) <= sys.version_info[:2] < (3, 13)
     yield (
@@ -47,6 +55,12 @@ def examine() -> Iterable[str]:
     yield from _packages(REQUIRED, "lacks")
     yield from _packages(OPTIONAL, "without")
     yield from _machine()
+    yield from _shared_memory()
+    places = {"this folder": Path.cwd()}
+    if workspace is not None and "://" not in workspace:
+        places = {"the workspace": Path(workspace).absolute()}
+    for name, place in places.items():
+        yield from _file_system(name, place)
 
 
 def examine_settings(config: Config) -> Iterable[str]:
@@ -83,3 +97,30 @@ def _machine() -> Iterable[str]:
         free = shutil.disk_usage(folder).free
         word = "has" if free >= LOW_DISK_BYTES else "lacks"
         yield f"{word:<8}{free / GIB:.0f} GiB free where {name} lies ({folder})"
+
+
+def _shared_memory(folder: Path = SHARED_MEMORY) -> Iterable[str]:
+    """Measure what processes that load batches hand them over in."""
+    if not folder.exists():
+        return
+    size = shutil.disk_usage(folder).total
+    if size >= LOW_SHARED_BYTES:
+        yield f"has     {size / GIB:.1f} GiB in {folder}"
+    else:
+        yield (
+            f"without 1 GiB in {folder} (it has {size / MIB:.1f} MiB): leave "
+            "data.dataloader_kwargs.num_workers at 0, or enlarge it (docker run --shm-size, in "
+            "Kubernetes an emptyDir with medium: Memory)"
+        )
+
+
+def _file_system(name: str, folder: Path) -> Iterable[str]:
+    """Try whether a workspace can lie in a folder."""
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        lacking = what_folder_lacks(folder)
+    except OSError as error:
+        yield f"without the right to write where {name} lies ({folder}: {error.strerror})"
+    else:
+        yield f"lacks   {lacking}" if lacking else f"has     links and locks where {name} lies"

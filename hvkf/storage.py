@@ -6,7 +6,6 @@ many try; `list` shows what was put before it was called. Paths are relative, wi
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import os
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
+from hvkf import atomic_files
 from hvkf.errors import AlreadyExists, BadInput, CorruptData
 from hvkf.os_errors import NO_ROOM, check_is_folder, explain_os_error
 from hvkf.settings.section import in_home
@@ -29,8 +29,8 @@ LOCK_NAME = ".lock"
 COPY_CHUNK_BYTES = 1 << 20
 FORMAT_FILE = "hvkf-workspace"
 WORKSPACE_FORMAT = 1
-# As services and not only AWS take them; some have names with capitals or underscores.
-BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
+# As services and not only AWS take them: some have capitals, underscores or less than 3 letters.
+BUCKET_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 class ObjectStat(NamedTuple):
@@ -223,7 +223,7 @@ class FolderStore:
         with self._temporary(target) as temporary:
             _write_durably(temporary, data)
             try:
-                os.link(temporary, target)
+                atomic_files.link_new(temporary, target)
             except FileExistsError:
                 raise AlreadyExists(f"{self.url}/{path} was written before.") from None
 
@@ -235,7 +235,7 @@ class FolderStore:
         # two writes may bear the same time.
         target = self._file(path)
         with _explained(self.root), (target.parent / LOCK_NAME).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            atomic_files.lock(lock)
             if not target.is_file() or target.read_bytes() != expected:
                 raise AlreadyExists(f"{self.url}/{path} was changed by another writer.")
             self.put(path, data)
@@ -322,7 +322,7 @@ def bad_bucket(url: str) -> str:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead; write s3://bucket/prefix."
         )
     return (
-        f"{shown_name(url)!r} names no bucket: {shown(bucket)} is not 3 to 63 letters, "
+        f"{shown_name(url)!r} names no bucket: {shown(bucket)} is not 1 to 63 letters, "
         "digits, dots and dashes; write s3://bucket/prefix."
     )
 

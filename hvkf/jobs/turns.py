@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hvkf.atomic_files import lock as lock_file
 from hvkf.errors import CorruptData, HvkfError
 from hvkf.jobs.spec import stage_jobs
 from hvkf.liveness import ProcessMark, is_running, this_process
@@ -228,7 +229,7 @@ class LocalOrder:
         """Read and write the order, alone; who is gone from this machine is left out."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a+", errors="replace") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)
+            lock_file(opened)
             opened.seek(0)
             text = opened.read()
             stored = _decoded(self._file, text)
@@ -293,7 +294,7 @@ class GiveWay:
     def _read(self, file: Path) -> Giving | None:
         try:
             with file.open(errors="replace") as opened:
-                fcntl.flock(opened, fcntl.LOCK_SH)
+                lock_file(opened, fcntl.LOCK_SH)
                 askers = _decoded(file, opened.read()).askers
         except FileNotFoundError:
             return None
