@@ -1,5 +1,6 @@
 """Tables of videos and manifests in each format, a little wrong: read, or refused in words."""
 
+import contextlib
 import csv
 import io
 import json
@@ -41,7 +42,7 @@ PAIRS: list[dict[str, Any]] = [
         "true_cfg_scale": 1.0,
     },
     {"id": "b", "keyframes": [[0, "a.png"], [8, "b.png"], [-1, "c.png"]], "prompt": 'Say "no".'},
-    {"id": 3, "first_frame": "workspace:a.png", "last_frame": "x/../b.png", "prompt": ""},
+    {"id": 3, "first_frame": "workspace:a.png", "last_frame": "x/../b.png", "prompt": "A dog."},
 ]
 DEFAULTS = RenderConfig(width=64, height=48, num_frames=17, keyframes="any")
 FORMATS = [".csv", ".json", ".jsonl", ".parquet"]
@@ -186,6 +187,23 @@ def _any_of(kind: pa.DataType) -> pa.Array:
 def test_columns_of_any_type_are_read_or_refused(data: bytes) -> None:
     read_videos(data, ".parquet")
     read_pairs(data, ".parquet")
+
+
+def test_no_flipped_bit_in_the_facts_of_a_parquet_file_ends_the_process() -> None:
+    """Arrow aborts when it is asked for a column's sizes where these bits are damaged."""
+    data = encoded(VIDEOS, ".parquet")
+    length = int.from_bytes(data[-8:-4], "little")
+    start = len(data) - 8 - length
+    flips = {(at, bit) for at in range(40) for bit in range(8)}
+    flips |= {(at, at * 3 % 8) for at in range(length)}
+    with in_bounds():
+        for at, bit in sorted(flips):
+            damaged = bytearray(data)
+            damaged[start + at] ^= 1 << bit
+            with contextlib.suppress(BadInput):
+                parse_table(
+                    bytes(damaged), "t.parquet", video_column="video_file", caption_column="caption"
+                )
 
 
 def parquet_of(columns: dict[str, Any]) -> bytes:
