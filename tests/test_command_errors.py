@@ -86,7 +86,8 @@ def test_nothing_is_deleted_unasked(
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     command = ["gc", "--delete", "--older-than-hours=0", f"--workspace={tmp_path}"]
     said = ended.refused(*command)
-    assert f"Delete 1 object of {tmp_path}? Nobody is there to be asked: add --yes" in said
+    assert f" of {tmp_path}? Nobody is there to be asked: add --yes" in said
+    assert "Delete 1 object" in said
     assert ended.out.startswith(f"workspace {tmp_path}\n")
     assert left.exists()
 
@@ -141,10 +142,10 @@ def test_what_follows_two_dashes_is_no_setting() -> None:
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def breaks(*_: object) -> None:
+    def breaks(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "open_existing", breaks)
+    monkeypatch.setattr(cli, "app", breaks)
 
 
 def test_an_unknown_exception_is_a_sentence_and_a_file(
