@@ -31,7 +31,7 @@ def test_lines_tell_done_and_failed(
         shown.advance(2, note="b.mp4", failed=1)
     last = parse_line(capsys.readouterr().out.splitlines()[-1])
     assert last == {
-        **{"label": "cache", "done": 3, "total": 3, "failed": 1, "note": "b.mp4"},
+        "label": "cache", "done": 3, "total": 3, "failed": 1, "note": "b.mp4",
         "unit": "items",
     }
 
