@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from hvkf import storage_s3
+from hvkf import ledger, storage_s3
 from hvkf.errors import AlreadyExists, BadInput, DiskFull, TryAgain
+from hvkf.garbage import find_garbage, remove_garbage
 from hvkf.s3_connection import file_system
 from hvkf.storage import open_store
 from hvkf.storage_s3 import S3Store
 from tests.s3_faults import CONDITIONS, Fault, FaultyS3, Refused, Request, faulty_s3, random_faults
 from tests.s3_server import S3Service
+from tests.test_garbage_interleavings import ROOT, check, commit, make, stage
 
 
 @pytest.fixture
@@ -113,6 +115,24 @@ def test_a_listing_goes_on_behind_its_first_page(
         store, "_call", lambda method, **arguments: send(method, **arguments, MaxKeys=3)
     )
     assert list(store.list("many")) == names
+
+
+def test_what_lies_in_no_folder_is_listed_but_for_the_workspaces_own(store: S3Store) -> None:
+    for path in ("hvkf-workspace", "notes.txt", "scenes/a", "b/c/d"):
+        store.put(path, b"x")
+    assert list(store.list_root()) == ["notes.txt"]
+
+
+def test_gc_deletes_what_no_commit_lists_and_stages_go_on(store: S3Store) -> None:
+    """Conditional puts are what its safety rests on: here those of a real service."""
+    make(store, "c1")
+    commit(store, "d", ("c1",))
+    make(store, "a1")
+    garbage = find_garbage(store, 0)
+    assert len(remove_garbage(store, garbage)) == 2
+    assert ledger.missing_segments(store, ROOT, ["a1", "c1"]) == {"a1"}
+    stage("d", "a1", "b1")(store)
+    check({path: store.read(path) for path in store.list("scenes")})
 
 
 def test_a_workspace_is_opened_again(store: S3Store) -> None:

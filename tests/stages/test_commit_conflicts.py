@@ -17,7 +17,7 @@ from hvkf.ledger_paths import NUMBERED, numbered
 from hvkf.records import DatasetCommit, Summary
 from hvkf.stages import cache, encode, import_cache, ingest
 from hvkf.stages.cache import SCENES_ROOT
-from hvkf.storage import FolderStore
+from hvkf.storage import FolderStore, open_store
 from hvkf.verify import verify_workspace
 from tests.reference_caches import latent_record, write_latents_cache
 from tests.workspaces import small_config, write_clip, write_dataset, write_table
@@ -48,6 +48,7 @@ def config(tmp_path: Path) -> Config:
 
 @pytest.fixture
 def store(config: Config) -> FolderStore:
+    open_store(config.workspace)  # which writes its format
     return FolderStore(Path(config.workspace))
 
 
@@ -104,7 +105,7 @@ def test_two_caches_of_other_buckets_commit_one_after_the_other(
     # What was overtaken is not made again: a plan finds its samples there.
     assert cache.plan(both, store).committed is not None
     assert cache.plan(small, store).parts == ()
-    assert verify_workspace(store)[1] == []
+    assert verify_workspace(store).faults == []
 
 
 def test_caches_whose_segments_hold_some_of_the_same_samples_store_each_sample_once(
@@ -216,4 +217,4 @@ def test_two_caches_in_two_processes_at_once_both_end_well(
     assert commit is not None
     found = keys_of(store, commit)
     assert len(set(found)) == len(found)
-    assert verify_workspace(store)[1] == []
+    assert verify_workspace(store).faults == []
