@@ -45,6 +45,8 @@ TRANSIENT_STATUS = {408, 425, 429}
 LASTING_FAILURES = {501, 505, 507}
 NO_ROOM_CODES = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
 NO_ROOM_STATUS = 507
+NOT_IMPLEMENTED = 501
+HEADERS = {"IfNoneMatch": "If-None-Match", "IfMatch": "If-Match"}
 WRONG_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect"}
 # What callers know how to take: nothing there, a condition, a range beyond the end.
 HANDLED_STATUS = {404, 409, 412, 416}
@@ -62,9 +64,10 @@ class Answer(NamedTuple):
     status: int
 
 
-def answer_of(fault: BaseException) -> Answer:
+def answer_of(fault: BaseException | None) -> Answer:
     """Find what the service said; no code and status 0 where it said nothing."""
-    response = getattr(fault.__cause__, "response", None) or getattr(fault, "response", None) or {}
+    cause = getattr(fault, "__cause__", None)
+    response = getattr(cause, "response", None) or getattr(fault, "response", None) or {}
     error = response.get("Error", {}) if isinstance(response, dict) else {}
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     return Answer(str(error.get("Code", "")), int(metadata.get("HTTPStatusCode", 0)))
@@ -91,6 +94,15 @@ def away_sentence(fault: BaseException, url: str) -> str:
     return (
         f"{url} cannot be reached ({str(fault) or type(fault).__name__}): check that the S3 "
         f"service runs and that its address is right ({where}); the same command goes on from here."
+    )
+
+
+def no_conditions(url: str, condition: str) -> str:
+    """Write the sentence about a service on which two writers could overwrite each other."""
+    return (
+        f"The S3 service of {url} has no conditional writes ({HEADERS[condition]}), by which "
+        "workers do not overwrite each other's records: use one that has them, such as AWS S3, "
+        "MinIO, SeaweedFS or R2, or a newer version."
     )
 
 

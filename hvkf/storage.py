@@ -29,8 +29,8 @@ LOCK_NAME = ".lock"
 COPY_CHUNK_BYTES = 1 << 20
 FORMAT_FILE = "hvkf-workspace"
 WORKSPACE_FORMAT = 1
-# As services and not only AWS take them; some have names with capitals or underscores.
-BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
+# As services and not only AWS take them: some have capitals, underscores or less than 3 letters.
+BUCKET_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 class ObjectStat(NamedTuple):
@@ -322,7 +322,7 @@ def bad_bucket(url: str) -> str:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead; write s3://bucket/prefix."
         )
     return (
-        f"{shown_name(url)!r} names no bucket: {shown(bucket)} is not 3 to 63 letters, "
+        f"{shown_name(url)!r} names no bucket: {shown(bucket)} is not 1 to 63 letters, "
         "digits, dots and dashes; write s3://bucket/prefix."
     )
 

@@ -6,10 +6,7 @@ another writer's. Here the unit of repetition is one request: a part of an uploa
 download, a page of a listing.
 """
 
-import base64
 import contextlib
-import functools
-import hashlib
 import logging
 import os
 import random
@@ -20,18 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import s3fs
 from fsspec.asyn import sync
 
 from hvkf.errors import AlreadyExists, BadInput, TryAgain
 from hvkf.redaction import without_userinfo
+from hvkf.s3_connection import checked, connect, content_type, file_system
 from hvkf.s3_errors import (
     FAULTS,
+    NOT_IMPLEMENTED,
     UNEXPLAINED_STATUS,
     answer_of,
     away_sentence,
     is_refused_condition,
     is_transient,
+    no_conditions,
     refusal,
 )
 from hvkf.storage import FORMAT_FILE, ObjectStat, into_place, safe_path
@@ -45,16 +44,10 @@ LONGEST_WAIT_S = 8.0
 CHUNK_BYTES = 32 << 20
 NUM_TRANSFERS = 8
 MAX_PARTS = 10_000
+# Conditions that an object which is there, with any bytes, does not meet.
+UNMET_CONDITIONS = {"IfNoneMatch": "*", "IfMatch": '"00000000000000000000000000000000"'}
 # Which put an object is of: a conditional put whose answer was lost finds its own mark there.
 MARK = "hvkf-put"
-CONTENT_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".mp4": "video/mp4",
-    ".jpg": "image/jpeg",
-    ".png": "image/png",
-}
 
 ResultT = TypeVar("ResultT")
 
@@ -85,6 +78,7 @@ class S3Store:
         self._prefix = f"{prefix}/" if prefix else ""
         self._patience_s = patience_s
         self._has_answered = False
+        self._kept_conditions: set[str] = set()
 
     @property
     def _fs(self) -> Any:
@@ -144,15 +138,7 @@ class S3Store:
         self._put(path, data)
 
     def put_new(self, path: str, data: bytes) -> None:
-        mark = uuid.uuid4().hex
-        try:
-            self._put(path, data, IfNoneMatch="*", Metadata={MARK: mark})
-        except OSError as fault:
-            if not is_refused_condition(fault):
-                raise
-            # An answer that was lost on its way: the object that stands there is this very put.
-            if self._head(path)["Metadata"].get(MARK) != mark:
-                raise AlreadyExists(f"{self.url}/{path} was written before.") from None
+        self._put_conditionally(path, data, "was written before", IfNoneMatch="*")
 
     def put_if(self, path: str, data: bytes, expected: bytes | None) -> None:
         if expected is None:
@@ -170,15 +156,52 @@ class S3Store:
 
     def replace(self, path: str, data: bytes, tag: str) -> None:
         """Write an object that is still as `stat` saw it; AlreadyExists when it has changed."""
-        mark = uuid.uuid4().hex
         etag = tag.removeprefix("etag:")
+        self._put_conditionally(path, data, "was changed meanwhile", IfMatch=etag)
+
+    def _put_conditionally(self, path: str, data: bytes, otherwise: str, **condition: str) -> None:
+        """Put an object on a condition; AlreadyExists when it is not met."""
+        metadata = {MARK: uuid.uuid4().hex}
         try:
-            self._put(path, data, IfMatch=etag, Metadata={MARK: mark})
+            self._put(path, data, Metadata=metadata, **condition)
+        except BadInput as error:
+            if answer_of(error.__cause__).status != NOT_IMPLEMENTED:
+                raise
+            raise BadInput(no_conditions(self.url, *condition)) from error
         except OSError as fault:
             if not is_refused_condition(fault):
                 raise
-            if self._head(path)["Metadata"].get(MARK) != mark:
-                raise AlreadyExists(f"{self.url}/{path} was changed meanwhile.") from None
+            self._kept_conditions.update(condition)
+            # An answer that was lost on its way: the object that stands there is this very put.
+            if self._head(path)["Metadata"].get(MARK) != metadata[MARK]:
+                raise AlreadyExists(f"{self.url}/{path} {otherwise}.") from None
+        else:
+            self._see_refused(path, data, metadata, *condition)
+
+    def _see_refused(
+        self, path: str, data: bytes, metadata: dict[str, str], condition: str
+    ) -> None:
+        """See that the service keeps a condition, before what was put on it is trusted.
+
+        Once for each store and condition: one more request, as cheap as to look up whether
+        somebody has remembered it, and right when a workspace moves to another service. What is
+        sent is what stands there already, so that it does no harm where it is not refused.
+
+        Raises:
+            BadInput: the service ignores the condition.
+        """
+        if condition in self._kept_conditions:
+            return
+        try:
+            self._put(path, data, Metadata=metadata, **{condition: UNMET_CONDITIONS[condition]})
+        except FileNotFoundError:
+            return  # another one deleted the object: seen next time
+        except OSError as fault:
+            if not is_refused_condition(fault):
+                raise
+            self._kept_conditions.add(condition)
+        else:
+            raise BadInput(no_conditions(self.url, condition))
 
     def upload(self, file: Path, path: str) -> None:
         size = file.stat().st_size
@@ -204,7 +227,7 @@ class S3Store:
 
     def refuses_wrong_keys(self) -> bool:
         """Ask for the bucket's objects with keys that no service has given out."""
-        stranger = _connect(key="hvkf-doctor", secret="wrong-on-purpose")
+        stranger = connect(key="hvkf-doctor", secret="wrong-on-purpose")
         try:
             self._ride_out(
                 lambda: stranger.call_s3("list_objects_v2", Bucket=self.bucket, MaxKeys=1)
@@ -239,15 +262,15 @@ class S3Store:
         self._call(
             "put_object",
             Key=self._key(path),
-            ContentType=_content_type(path),
-            **_body(data),
+            ContentType=content_type(path),
+            **checked(data),
             **conditions,
         )
 
     def _upload_parts(self, file: Path, path: str, size: int) -> None:
         """Upload a large file in parts, each with its own checksum and repetitions."""
         key, mark = self._key(path), uuid.uuid4().hex
-        kind = _content_type(path)
+        kind = content_type(path)
         begun = self._call(
             "create_multipart_upload", Key=key, ContentType=kind, Metadata={MARK: mark}
         )
@@ -258,7 +281,7 @@ class S3Store:
             with file.open("rb") as source:
                 source.seek((number - 1) * part_bytes)
                 data = source.read(part_bytes)
-            answer = self._call("upload_part", PartNumber=number, **upload, **_body(data))
+            answer = self._call("upload_part", PartNumber=number, **upload, **checked(data))
             return {"PartNumber": number, "ETag": answer["ETag"]}
 
         try:
@@ -299,11 +322,11 @@ class S3Store:
             return list(pool.map(work, items))
 
     def _get(
-        self, path: str, start: int, etag: str | None = None, size: int = CHUNK_BYTES
+        self, path: str, start: int, etag: str | None = None, size: int | None = None
     ) -> _Chunk:
-        """Read up to `size` bytes of an object, that of the given ETag if one is given."""
+        """Read up to `size` bytes of an object (CHUNK_BYTES), of the given ETag if there is one."""
         condition = {} if etag is None else {"IfMatch": etag}
-        end = start + size - 1
+        end = start + (size or CHUNK_BYTES) - 1
         try:
             return self._ride_out(lambda: self._read_range(path, start, end, **condition))
         except _EmptyObject:
@@ -368,32 +391,3 @@ class S3Store:
             else:
                 self._has_answered = True
                 return result
-
-
-@functools.lru_cache(maxsize=1)
-def file_system(pid: int) -> Any:
-    """Make s3fs's object, one for each process: it does not survive a fork."""
-    return _connect()
-
-
-def _connect(**keys: str) -> Any:
-    # Listings are not cached: other workers write at the same time.
-    made = s3fs.S3FileSystem(
-        **keys,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        config_kwargs={"retries": {"max_attempts": 0}, "read_timeout": 60, "connect_timeout": 5},
-    )
-    made.retries = 1
-    return made
-
-
-def _content_type(path: str) -> str:
-    """Say what an object is: browsers show pages and play videos of that name only."""
-    return CONTENT_TYPES.get(Path(path).suffix, "application/octet-stream")
-
-
-def _body(data: bytes) -> dict[str, Any]:
-    """Give the body of a request with its checksum: the service refuses what arrives otherwise."""
-    checksum = hashlib.md5(data, usedforsecurity=False).digest()
-    return {"Body": data, "ContentMD5": base64.b64encode(checksum).decode()}

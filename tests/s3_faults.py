@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import NamedTuple
+from urllib.parse import unquote
 
+import botocore.session
 from aiohttp import ClientSession, TCPConnector, web
 from yarl import URL
 
 NOT_FORWARDED = {"connection", "expect", "keep-alive", "transfer-encoding"}
+CONDITIONS = {"if-none-match", "if-match"}
 ERROR_XML = "<Error><Code>{code}</Code><Message>{code}, injected</Message></Error>"
 
 
@@ -26,6 +29,7 @@ class Fault(Enum):
     LOST = auto()  # done, but the connection closes before its answer
     CUT = auto()  # done; half of the answer's body arrives
     FLIPPED = auto()  # one bit of the request's body changes on its way
+    UNCONDITIONAL = auto()  # done, but its conditions are ignored
     SKEWED = auto()  # the service finds the client's clock wrong
 
 
@@ -43,6 +47,7 @@ class Request(NamedTuple):
     method: str
     path: str
     is_conditional: bool
+    headers: frozenset[str] = frozenset()  # their names, in lower case
 
 
 Rule = Callable[[Request], Fault | Refused | None]
@@ -103,7 +108,8 @@ class FaultyS3:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         conditional = "If-None-Match" in request.headers and request.method == "PUT"
-        seen = Request(sum(self.counts.values()), request.method, request.path, conditional)
+        names = frozenset(name.lower() for name in request.headers)
+        seen = Request(sum(self.counts.values()), request.method, request.path, conditional, names)
         fault = self.rule(seen)
         self.counts[fault] += 1
         if isinstance(fault, Refused):
@@ -118,9 +124,27 @@ class FaultyS3:
             return web.Response(status=403, text=ERROR_XML.format(code="RequestTimeTooSkewed"))
         if fault is Fault.DROPPED:
             return _hang_up(request)
+        if fault is Fault.UNCONDITIONAL and request.method == "PUT":
+            return await asyncio.to_thread(self._put_anyway, request, body)
         if fault is Fault.FLIPPED and body:
             body = bytes([body[0] ^ 1]) + body[1:]
         return await self._forward(request, body, fault, conditional)
+
+    def _put_anyway(self, request: web.Request, body: bytes) -> web.Response:
+        """Put an object without its conditions; their signature is made anew."""
+        bucket, _, key = unquote(request.path).lstrip("/").partition("/")
+        prefix = "x-amz-meta-"
+        metadata = {
+            name.lower().removeprefix(prefix): value
+            for name, value in request.headers.items()
+            if name.lower().startswith(prefix)
+        }
+        client = botocore.session.get_session().create_client(
+            "s3", endpoint_url=self._service, region_name="us-east-1"
+        )
+        answer = client.put_object(Bucket=bucket, Key=key, Body=body, Metadata=metadata)
+        client.close()
+        return web.Response(headers={"ETag": answer["ETag"]})
 
     async def _forward(
         self, request: web.Request, body: bytes, fault: Fault | None, conditional: bool

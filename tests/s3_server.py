@@ -73,7 +73,7 @@ class S3Service(NamedTuple):
         """Let clients of this process, and of those it starts, find the service (or a proxy)."""
         for name, value in environment_of(address or self.address).items():
             monkeypatch.setenv(name, value)
-        from hvkf.storage_s3 import file_system  # half a second, which other tests need not pay
+        from hvkf.s3_connection import file_system  # half a second, which other tests need not pay
 
         file_system.cache_clear()
 

@@ -73,6 +73,7 @@ LEVELS = [
         "hvkf.storage_s3",
         "hvkf.s3_errors",
         "hvkf.media",
+        "hvkf.s3_connection",
         "hvkf.video",
         "hvkf.lossless_video",
         "hvkf.keyframe_images",
@@ -122,10 +123,10 @@ ONLY_IN = {
     ),
     "streaming": ("hvkf/shards.py",),
     "fsspec": ("hvkf/storage_s3.py",),
-    "s3fs": ("hvkf/storage_s3.py",),
+    "s3fs": ("hvkf/s3_connection.py",),
     "boto3": ("hvkf/storage_s3.py",),
     "httpcore": ("hvkf/webhook.py",),
-    "botocore": ("hvkf/storage_s3.py", "hvkf/s3_errors.py"),
+    "botocore": ("hvkf/s3_errors.py",),
 }
 MODULES = sorted([*(ROOT / "hvkf").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
 

@@ -8,6 +8,7 @@ from flows import server
 from hvkf import storage_s3
 from hvkf.errors import BadInput, HvkfError, TryAgain
 from hvkf.redaction import without_userinfo
+from hvkf.s3_connection import file_system
 from hvkf.storage_s3 import S3Store
 
 SECRET = "S3cr3t"
@@ -36,10 +37,10 @@ def test_an_s3_services_address_is_shown_without_its_password(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://name:{SECRET}@127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
-    storage_s3.file_system.cache_clear()
+    file_system.cache_clear()
     with pytest.raises(TryAgain, match=r"http://127\.0\.0\.1:9\)") as caught:
         S3Store("s3://bucket/prefix").read("file")
-    storage_s3.file_system.cache_clear()
+    file_system.cache_clear()
     assert SECRET not in str(caught.value)
     assert SECRET not in caplog.text
 

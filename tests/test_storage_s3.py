@@ -10,9 +10,10 @@ import pytest
 
 from hvkf import storage_s3
 from hvkf.errors import AlreadyExists, BadInput, DiskFull, TryAgain
+from hvkf.s3_connection import file_system
 from hvkf.storage import open_store
 from hvkf.storage_s3 import S3Store
-from tests.s3_faults import Fault, FaultyS3, Refused, Request, faulty_s3, random_faults
+from tests.s3_faults import CONDITIONS, Fault, FaultyS3, Refused, Request, faulty_s3, random_faults
 from tests.s3_server import S3Service
 
 
@@ -332,7 +333,67 @@ def test_aws_settings_that_cannot_be_used_are_one_sentence(
     for name, value in (("AWS_ENDPOINT_URL", "no address"), ("AWS_PROFILE", "unknown-profile")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            storage_s3.file_system.cache_clear()
+            file_system.cache_clear()
             with pytest.raises(BadInput, match="check the AWS_"):
                 open_store(s3.new_url())
-    storage_s3.file_system.cache_clear()
+    file_system.cache_clear()
+
+
+def puts_on_condition(request: Request) -> bool:
+    return request.method == "PUT" and bool(request.headers & CONDITIONS)
+
+
+def test_a_service_that_knows_no_newer_checksums_works(
+    store: S3Store, proxy: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_s3, "CHUNK_BYTES", 5 << 20)
+
+    def rule(request: Request) -> Refused | None:
+        newer = [name for name in request.headers if "checksum" in name or name == "x-amz-trailer"]
+        return Refused(501, "NotImplemented") if newer else None
+
+    proxy.rule = rule
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(6 << 20))
+    store.put("file", b"1")
+    store.put_new("new", b"1")
+    store.replace("new", b"2", store.stat("new").tag)
+    store.upload(big, "big")
+    assert store.read("big") == big.read_bytes()
+    assert store.read("file") == b"1"
+    assert set(proxy.counts) == {None}
+
+
+def test_a_service_without_conditional_writes_is_one_sentence(
+    s3: S3Service, proxy: FaultyS3
+) -> None:
+    proxy.rule = lambda request: (
+        Refused(501, "NotImplemented") if puts_on_condition(request) else None
+    )
+    with pytest.raises(BadInput, match=r"has no conditional writes \(If-None-Match\)") as caught:
+        open_store(s3.new_url())
+    assert caught.value.exit_code == 65
+
+
+def test_a_service_that_ignores_conditions_is_found_before_a_record_is_trusted(
+    store: S3Store, s3: S3Service, proxy: FaultyS3
+) -> None:
+    proxy.rule = lambda request: Fault.UNCONDITIONAL
+    with pytest.raises(BadInput, match=r"has no conditional writes \(If-None-Match\)"):
+        open_store(s3.new_url())
+    with pytest.raises(BadInput, match=r"has no conditional writes \(If-None-Match\)"):
+        S3Store(store.url).put_new("record", b"1")
+    tag = store.stat("record").tag
+    with pytest.raises(BadInput, match=r"has no conditional writes \(If-Match\)"):
+        store.replace("record", b"2", tag)
+
+
+def test_a_service_that_keeps_conditions_is_looked_at_once(store: S3Store, proxy: FaultyS3) -> None:
+    for number in range(3):
+        store.put_new(f"new/{number}", b"1")
+    puts = proxy.counts.total()
+    assert puts == 3 + 1
+    for number in range(3):
+        store.replace("new/0", bytes([number]), store.stat("new/0").tag)
+    assert proxy.counts.total() - puts == 2 * 3 + 1
+    assert store.read("new/0") == bytes([2])
