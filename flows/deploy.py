@@ -29,6 +29,7 @@ from prefect.workers.process import ProcessWorker
 
 from flows.rules import create_rules
 from hvkf.errors import HvkfError
+from hvkf.processes import spare_loopback_from_proxies
 
 ROOT = Path(__file__).parents[1]
 PLACES = ("HVKF_FLOW_IMAGE", "HVKF_NAMESPACE")
@@ -129,6 +130,7 @@ def main() -> None:
         "--template", type=Path, help="Base job template of a Kubernetes pool; left out: processes"
     )
     given = parser.parse_args()
+    spare_loopback_from_proxies()
     if given.template is None:
         create_process_pool(given.pool)
     else:

@@ -20,13 +20,20 @@ from flows.local import PREFECT_SETTINGS
 from flows.server import CLIENT_PASSWORD, SERVER_PASSWORD, free_port, new_password, serving
 from flows.service_errors import ServiceErrors
 from hvkf.errors import Stopped
-from hvkf.processes import PARENT_VARIABLE
+from hvkf.processes import (
+    PARENT_VARIABLE,
+    end_marked,
+    mark_descendants,
+    spare_loopback_from_proxies,
+)
 
 POOL = "local"
 PASSWORD_FILE = "password"
 ROOT = Path(__file__).parents[1]
 # A worker gives the flows that it is told to stop 30 s to save.
 WORKER_STOP_S = 45.0
+# Those that it leaves behind have as long as a job's processes.
+FLOW_STOP_S = 40.0
 
 
 def write_configs(folder: Path) -> Path:
@@ -71,9 +78,16 @@ def house(folder: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes
     password = read_password(home)
     with serving(home, port, {SERVER_PASSWORD: password}) as address:
         os.environ.update({"PREFECT_API_URL": address, CLIENT_PASSWORD: password})
-        subprocess.run([sys.executable, "-m", "flows.deploy", "--pool", POOL], check=True, cwd=ROOT)
-        with _worker(home) as worker:
-            yield address.removesuffix("/api"), worker
+        # The server stays until the flows have told it how they ended.
+        mark = mark_descendants()
+        try:
+            subprocess.run(
+                [sys.executable, "-m", "flows.deploy", "--pool", POOL], check=True, cwd=ROOT
+            )
+            with _worker(home) as worker:
+                yield address.removesuffix("/api"), worker
+        finally:
+            end_marked(mark, FLOW_STOP_S)
 
 
 @contextmanager
@@ -104,7 +118,14 @@ def _tell(errors: ServiceErrors) -> None:
 
 
 def _stop(signum: int, frame: object) -> None:
+    """Stop once: another signal would end the stopping, and leave processes behind."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _say_patience)
     raise Stopped("Told to stop.")
+
+
+def _say_patience(signum: int, frame: object) -> None:
+    os.write(2, b"Stopping: what runs saves first, for up to a minute.\n")
 
 
 def main() -> None:
@@ -113,11 +134,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)
-    write_configs(given.folder.absolute())
+    spare_loopback_from_proxies()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     password_file = given.folder / "prefect" / PASSWORD_FILE
     is_first_start = not password_file.exists()
     try:
+        write_configs(given.folder.absolute())
         with house(given.folder, given.port or free_port()) as (address, worker):
             if is_first_start:
                 print(
@@ -139,7 +162,7 @@ def main() -> None:
             while True:
                 _tell(errors)
                 time.sleep(1)
-    except (KeyboardInterrupt, Stopped):
+    except Stopped:
         print("Everything is stopped; the same command goes on from here.")
 
 

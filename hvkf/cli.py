@@ -41,7 +41,11 @@ from hvkf.jobs.manifest import read_numbers
 from hvkf.jobs.spec import ERROR_PREFIX
 from hvkf.last_resort import explain_unknown
 from hvkf.plan_runner import run_parts
-from hvkf.processes import follow_parent, missing_modules_told
+from hvkf.processes import (
+    follow_parent,
+    missing_modules_told,
+    spare_loopback_from_proxies,
+)
 from hvkf.records import Plan, Planned, Summary
 from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
@@ -286,6 +290,7 @@ tell_whole_sentences(app)
 def main() -> None:
     """Run the command line; errors end it with their sentence and exit code."""
     signal.signal(signal.SIGTERM, _stop)
+    spare_loopback_from_proxies()
     code = run_command(sys.argv[1:])
     try:
         sys.stdout.flush()

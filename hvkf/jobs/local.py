@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -123,12 +124,14 @@ def _run_job(job: JobSpec, store: Store, listener: Listener) -> HvkfError | None
     shares = share_out(job.parts, 1 if job.is_gang else job.jobs.workers)
     environment = worker_environment(job, job.jobs.workers if job.is_gang else len(shares))
     num_killed = num_oom_kills()
-    workers = [_start(job, share, environment) for share in shares]
+    workers: list[Worker] = []
     lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
-    for index, worker in enumerate(workers):
-        watching = (index, worker, store, num_killed, lines)
-        threading.Thread(target=_watch, args=watching, daemon=True).start()
     try:
+        for index, share in enumerate(shares):
+            worker = _start(job, share, environment)
+            workers.append(worker)
+            watching = (index, worker, store, num_killed, lines)
+            threading.Thread(target=_watch, args=watching, daemon=True).start()
         last_words = _relay(lines, len(workers), listener)
     except BaseException:
         _stop(workers)
@@ -213,12 +216,13 @@ def _relay(
 
 
 def _stop(workers: Sequence[Worker]) -> None:
-    """Ask the workers to stop and save; kill those that do not within the grace period."""
+    """Ask the workers to stop and save; kill those that do not within one grace period."""
+    deadline_s = time.monotonic() + STOP_GRACE_S
     for worker in workers:
         worker.process.terminate()
     for worker in workers:
         try:
-            worker.process.wait(STOP_GRACE_S)
+            worker.process.wait(max(0.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
             worker.process.kill()
             worker.process.wait()
