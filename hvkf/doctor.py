@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from hvkf.atomic_files import what_folder_lacks
 from hvkf.config import Config
 from hvkf.config_checks import find_obstacles
 from hvkf.model_source import cache_folder
@@ -34,6 +35,9 @@ OPTIONAL = {
     "mlflow": ("mlflow", "that tracker; pip install 'hvkf[mlflow]'"),
 }
 GIB = 1 << 30
+MIB = 1 << 20
+SHARED_MEMORY = Path("/dev/shm")
+LOW_SHARED_BYTES = GIB
 LOW_DISK_BYTES = 20 * GIB
 
 
@@ -47,6 +51,7 @@ def examine() -> Iterable[str]:
     yield from _packages(REQUIRED, "lacks")
     yield from _packages(OPTIONAL, "without")
     yield from _machine()
+    yield from _shared_memory()
 
 
 def examine_settings(config: Config) -> Iterable[str]:
@@ -54,6 +59,8 @@ def examine_settings(config: Config) -> Iterable[str]:
     store = open_folder(config.workspace)
     obstacles = list(find_obstacles(config, store))
     yield from (f"lacks   {sentence}" for sentence in obstacles)
+    if "://" not in store.url:
+        yield from _file_system("the workspace", Path(store.url))
     if not obstacles:
         yield f"has     settings that can work, as far as is known without the data ({store.url})"
 
@@ -83,3 +90,30 @@ def _machine() -> Iterable[str]:
         free = shutil.disk_usage(folder).free
         word = "has" if free >= LOW_DISK_BYTES else "lacks"
         yield f"{word:<8}{free / GIB:.0f} GiB free where {name} lies ({folder})"
+
+
+def _shared_memory(folder: Path = SHARED_MEMORY) -> Iterable[str]:
+    """Measure what processes that load batches hand them over in."""
+    if not folder.exists():
+        return
+    size = shutil.disk_usage(folder).total
+    if size >= LOW_SHARED_BYTES:
+        yield f"has     {size / GIB:.1f} GiB in {folder}"
+    else:
+        yield (
+            f"without 1 GiB in {folder} (it has {size / MIB:.1f} MiB): leave "
+            "data.dataloader_kwargs.num_workers at 0, or enlarge it (docker run --shm-size, in "
+            "Kubernetes an emptyDir with medium: Memory)"
+        )
+
+
+def _file_system(name: str, folder: Path) -> Iterable[str]:
+    """Try whether a workspace can lie in a folder."""
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        lacking = what_folder_lacks(folder)
+    except OSError as error:
+        yield f"without the right to write where {name} lies ({folder}: {error.strerror})"
+    else:
+        yield f"lacks   {lacking}" if lacking else f"has     links and locks where {name} lies"

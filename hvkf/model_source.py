@@ -3,7 +3,6 @@
 It is a hub id, a folder, a folder of the workspace, or `hvkf-tiny`, which comes with the package.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from hvkf.atomic_files import lock as lock_file
 from hvkf.errors import BadInput
 from hvkf.records import digest
 from hvkf.settings.experiment import ModelConfig
@@ -76,7 +76,7 @@ def _only_one(lock: Path) -> Iterator[None]:
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        lock_file(held)
         yield
 
 

@@ -6,7 +6,6 @@ many try; `list` shows what was put before it was called. Paths are relative, wi
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import os
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
+from hvkf import atomic_files
 from hvkf.errors import AlreadyExists, BadInput, CorruptData
 from hvkf.os_errors import NO_ROOM, check_is_folder, explain_os_error
 from hvkf.settings.section import in_home
@@ -223,7 +223,7 @@ class FolderStore:
         with self._temporary(target) as temporary:
             _write_durably(temporary, data)
             try:
-                os.link(temporary, target)
+                atomic_files.link_new(temporary, target)
             except FileExistsError:
                 raise AlreadyExists(f"{self.url}/{path} was written before.") from None
 
@@ -235,7 +235,7 @@ class FolderStore:
         # two writes may bear the same time.
         target = self._file(path)
         with _explained(self.root), (target.parent / LOCK_NAME).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            atomic_files.lock(lock)
             if not target.is_file() or target.read_bytes() != expected:
                 raise AlreadyExists(f"{self.url}/{path} was changed by another writer.")
             self.put(path, data)

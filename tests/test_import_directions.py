@@ -98,6 +98,7 @@ LEVELS = [
         "hvkf.settings",
         "hvkf.config_file",
         "hvkf.errors",
+        "hvkf.atomic_files",
         "hvkf.last_resort",
         "hvkf.os_errors",
         "hvkf.setting_values",

@@ -9,7 +9,6 @@ row is given back, and rendered again later. The file of the order is how they k
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hvkf.atomic_files import lock as lock_file
 from hvkf.errors import CorruptData, HvkfError
 from hvkf.jobs.spec import stage_jobs
 from hvkf.liveness import ProcessMark, is_running, this_process
@@ -228,7 +228,7 @@ class LocalOrder:
         """Read and write the order, alone; who is gone from this machine is left out."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a+", errors="replace") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)
+            lock_file(opened)
             opened.seek(0)
             text = opened.read()
             stored = _decoded(self._file, text)
