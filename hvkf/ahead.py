@@ -7,6 +7,7 @@ from typing import TypeVar
 
 ItemT = TypeVar("ItemT")
 POLL_S = 0.1
+JOIN_S = 10.0
 
 
 class _Fault:
@@ -16,11 +17,16 @@ class _Fault:
         self.exception = exception
 
 
-def ahead(source: Iterable[ItemT], depth: int = 2) -> Generator[ItemT, None, None]:
+def ahead(
+    source: Iterable[ItemT], depth: int = 2, timeout_s: float | None = None
+) -> Generator[ItemT, None, None]:
     """Yield what `source` yields, in order, fetching up to `depth` items ahead in a thread.
 
     Memory holds `depth` + 2 items at most. Close the generator (or read it to its end) to end the
     thread; a fault of the source is raised where its item would have come.
+
+    Raises:
+        TimeoutError: no item came for `timeout_s`; the thread is left to itself.
     """
     items: queue.Queue[object] = queue.Queue(maxsize=depth)
     end, is_closed = object(), threading.Event()
@@ -46,10 +52,18 @@ def ahead(source: Iterable[ItemT], depth: int = 2) -> Generator[ItemT, None, Non
     thread = threading.Thread(target=fetch, name="ahead", daemon=True)
     thread.start()
     try:
-        while (item := items.get()) is not end:
+        while (item := _next(items, timeout_s)) is not end:
             if isinstance(item, _Fault):
                 raise item.exception
             yield item  # type: ignore[misc]
     finally:
         is_closed.set()
-        thread.join()
+        # A source that hangs is not waited for where somebody has said how long it may.
+        thread.join(None if timeout_s is None else min(timeout_s, JOIN_S))
+
+
+def _next(items: "queue.Queue[object]", timeout_s: float | None) -> object:
+    try:
+        return items.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError(f"nothing came for {timeout_s:.0f} s") from None

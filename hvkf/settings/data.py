@@ -131,6 +131,9 @@ class DataLoaderConfig(Section):
     persistent_workers: bool = Field(True, description="Of the reference; has no effect.")
     pin_memory: bool = Field(True, description="Load into page-locked memory on GPU machines.")
     prefetch_factor: int = Field(2, ge=1, description="Batches that each process loads ahead.")
+    timeout_s: float = Field(
+        1800.0, gt=0, description="End the attempt when a process delivers no batch for so long."
+    )
 
 
 class StreamingConfig(Section):

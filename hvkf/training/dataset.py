@@ -28,6 +28,7 @@ from hvkf.storage import FolderStore, Store, open_folder
 from hvkf.training.batch_plan import GlobalBatch, MicroBatch, epoch_batches, micro_batches
 from hvkf.training.cache_records import UnusableRecord, check_record
 from hvkf.training.items import Item
+from hvkf.training.loading import begin_loader_process
 
 logger = logging.getLogger(__name__)
 MAX_LEFT_OUT_IN_A_ROW = 100
@@ -322,12 +323,13 @@ def make_loader(
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory and torch.cuda.is_available(),
         prefetch_factor=loader.prefetch_factor if loader.num_workers else None,
-        worker_init_fn=_own_connections if loader.num_workers else None,
+        worker_init_fn=_begin_worker if loader.num_workers else None,
     )
 
 
-def _own_connections(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Give a loader process its own reader: connections do not survive a fork."""
+    begin_loader_process()
     info = torch.utils.data.get_worker_info()
     assert info is not None
     samples = info.dataset

@@ -32,6 +32,7 @@ from hvkf.training.dataset import (
 from hvkf.training.gang import Gang, StopSignal, stop_on_signal
 from hvkf.training.items import Items, read_items
 from hvkf.training.lineage import write_lineage
+from hvkf.training.loading import loader_errors_told
 from hvkf.training.losses import (
     VALIDATION_AT,
     last_validation,
@@ -178,7 +179,10 @@ class Loop:
             raise Stopped(f"Told to stop before {step_name(start + 1)}; run it again to go on.")
         samples = TrainSamples(self._config, self._reader, self._items.train)
         loader = make_loader(self._config, samples, self._schedule, start, self._num_steps)
-        with closing(ahead(iter(loader))) as loaded:
+        loading = self._config.data.dataloader_kwargs
+        patience_s = loading.timeout_s if loading.num_workers else None
+        batches = ahead(iter(loader), timeout_s=patience_s)
+        with loader_errors_told(loading), closing(batches) as loaded:
             self._take_steps(start, loaded, shown)
 
     def _take_steps(
