@@ -9,6 +9,7 @@ row is given back, and rendered again later. The file of the order is how they k
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -293,7 +294,7 @@ class GiveWay:
     def _read(self, file: Path) -> Giving | None:
         try:
             with file.open(errors="replace") as opened:
-                fcntl.flock(opened, fcntl.LOCK_SH)
+                lock_file(opened, fcntl.LOCK_SH)
                 askers = _decoded(file, opened.read()).askers
         except FileNotFoundError:
             return None
