@@ -41,12 +41,8 @@ LOW_SHARED_BYTES = GIB
 LOW_DISK_BYTES = 20 * GIB
 
 
-def examine(workspace: str | None = None) -> Iterable[str]:
-    """Yield a line for each thing looked at; `lacks` begins those that need doing.
-
-    Args:
-        workspace: Where it is meant to be; an address in S3 is not asked.
-    """
+def examine() -> Iterable[str]:
+    """Yield a line for each thing looked at; `lacks` begins those that need doing."""
     version = ".".join(map(str, sys.version_info[:3]))
     supported = (3, 11) <= sys.version_info[:2] < (3, 13)
     yield (
@@ -56,11 +52,6 @@ def examine(workspace: str | None = None) -> Iterable[str]:
     yield from _packages(OPTIONAL, "without")
     yield from _machine()
     yield from _shared_memory()
-    places = {"this folder": Path.cwd()}
-    if workspace is not None and "://" not in workspace:
-        places = {"the workspace": Path(workspace).absolute()}
-    for name, place in places.items():
-        yield from _file_system(name, place)
 
 
 def examine_settings(config: Config) -> Iterable[str]:
@@ -68,6 +59,8 @@ def examine_settings(config: Config) -> Iterable[str]:
     store = open_folder(config.workspace)
     obstacles = list(find_obstacles(config, store))
     yield from (f"lacks   {sentence}" for sentence in obstacles)
+    if "://" not in store.url:
+        yield from _file_system("the workspace", Path(store.url))
     if not obstacles:
         yield f"has     settings that can work, as far as is known without the data ({store.url})"
 

@@ -31,7 +31,7 @@ def doctor(
 
         lines.append(examine_cluster(settings))
     else:
-        lines.append(examine(None if settings is None else settings.workspace))
+        lines.append(examine())
     if settings is not None:
         lines.append(examine_settings(settings))
     if "PREFECT_API_URL" in os.environ:

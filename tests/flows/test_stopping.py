@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.flows.house import House, serving_house
+from tests.flows.house import House, serving_house, wait_until
 from tests.flows.test_outages import train_for_long
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -43,7 +43,8 @@ def test_nothing_lives_on_when_make_serve_is_stopped_with_a_stage_at_work(
     tmp_path: Path, signals: tuple[int, ...]
 ) -> None:
     with serving_house(tmp_path) as house:
-        train_for_long(house, "stopped")
+        run = train_for_long(house, "stopped")
+        wait_until(lambda: not house.progress(run).startswith("0 of"), "no step was taken", 300)
         assert [command for command in of_house(tmp_path) if "train" in command]
         stop(house, signals)
         said = (tmp_path / "serve.log").read_text()
