@@ -15,6 +15,8 @@ from hvkf.storage import TEMPORARY_PREFIX, FolderStore
 
 PHASES = ("before", "amid", "after")
 CHILD_TIMEOUT_S = 240
+SIGNED = ("/ledger/", "/logs/", "/pairs/")
+"""Records in these folders name who wrote them, and when."""
 
 
 class Moment(NamedTuple):
@@ -107,5 +109,5 @@ def stored_bytes(root: Path, kinds: tuple[str, ...]) -> dict[str, str]:
     return {
         path: file_sha256(root / path)
         for path in paths
-        if "/ledger/" not in path and "/logs/" not in path
+        if not any(folder in path for folder in SIGNED)
     }
