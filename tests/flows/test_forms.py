@@ -91,7 +91,10 @@ PASTED = "id,first_frame,last_frame,prompt\none,workspace:a.png,workspace:b.png,
     ("rows", "suffix"),
     [
         (PASTED, ".csv"),
-        ('{"id": "one", "first_frame": "workspace:a", "last_frame": "b", "prompt": ""}', ".jsonl"),
+        (
+            '{"id": "one", "first_frame": "workspace:a", "last_frame": "b", "prompt": "A cat."}',
+            ".jsonl",
+        ),
     ],
 )
 def test_pasted_rows_become_a_manifest_in_the_workspace(
