@@ -151,10 +151,16 @@ def test_an_expired_token_is_told_and_storage_is_still_looked_at(api: Api, s3: S
 def test_the_command_ends_with_a_fault_where_something_is_lacking(
     api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "metadata.csv").write_text("video_file,caption\na.mp4,a\n")
+    mounted = [{"op": "add", "path": "/spec/volumes", "value": []}]
+    config = config_for(str(tmp_path / "workspace"), pod_patch=mounted)
+    ingest = config.ingest.model_copy(update={"metadata": str(tmp_path / "metadata.csv")})
+    cache = config.cache.model_copy(update={"bucket_reso": ("64x64x5",)})
+    config = config.model_copy(update={"ingest": ingest, "cache": cache})
     file = tmp_path / "config.yaml"
-    file.write_text(config_for(str(tmp_path / "workspace")).model_dump_json())
+    file.write_text(config.model_dump_json())
     run_command("doctor", "--cluster", "--config", str(file))
     assert "without S3: pods see the workspace" in capsys.readouterr().out
     api.forbidden = {("create", "jobs")}
-    with pytest.raises(BadInput, match="1 things are lacking"):
+    with pytest.raises(BadInput, match=r"What is lacking \(see above\): 1 thing\."):
         run_command("doctor", "--cluster", "--config", str(file))

@@ -101,7 +101,7 @@ def test_ingest_is_planned_run_and_committed_in_the_flow_image(tmp_path: Path) -
     config = small_config(tmp_path, write_dataset(tmp_path / "data", 2))
     program = (
         "import sys; from hvkf.cli import _planned, run_stage; "
-        "from hvkf.command_options import check_config; from hvkf.storage import open_store; "
+        "from hvkf.config_file import check_config; from hvkf.storage import open_store; "
         "import yaml; config = check_config(yaml.safe_load(sys.stdin.read()), 'the test'); "
         "store = open_store(config.workspace); print(run_stage('ingest', config, store).text); "
         "print(_planned('cache', config, store))"

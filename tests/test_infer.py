@@ -73,7 +73,7 @@ def test_the_command_makes_the_video_and_says_where_it_is(
     )
     said = capsys.readouterr()
     assert said.out == f"the video is {output} (seed 123143153, LoRA alpha 8)\n"
-    assert "2/2" in said.err
+    assert "infer: 2 of 2" in said.err
     info = probe(output)
     assert (info.width, info.height, info.num_frames) == (64, 64, 17)
     with av.open(str(output)) as container:

@@ -11,7 +11,7 @@ import pytest
 from hvkf.errors import CorruptData
 from hvkf.records import SegmentRecord
 from hvkf.shards import Segment, SegmentWriter
-from hvkf.storage import FolderStore
+from hvkf.storage import FolderStore, open_store
 from hvkf.verify import verify_workspace
 
 ROOT = "scenes/x"
@@ -70,10 +70,10 @@ def test_a_segment_whose_items_all_failed_is_an_empty_one(tmp_path: Path) -> Non
 
 
 def test_a_flipped_bit_is_found_and_its_shard_named(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path / "w")
+    store = open_store(str(tmp_path / "w"))
     record = write(store)
     shard = next(entry.name for entry in record.files if entry.name.startswith("shard"))
-    file = store.root / record.prefix / shard
+    file = tmp_path / "w" / record.prefix / shard
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

@@ -13,7 +13,8 @@ from PIL import Image
 from hvkf.config import Config
 from hvkf.records import Plan, Summary
 from hvkf.stages import render
-from hvkf.stages.render_records import RenderTask
+from hvkf.stages.render_fetch import RESULTS_NAME
+from hvkf.stages.render_records import ManifestRecord, RenderTask
 from hvkf.stages.render_rows_file import read_parts
 from hvkf.storage import FolderStore
 from tests.workspaces import GOLDEN, small_config
@@ -76,16 +77,27 @@ def rows_of(plan: Plan, store: FolderStore, *parts: int) -> list[RenderTask]:
 
 
 def without_times(found: dict[str, bytes]) -> dict[str, bytes]:
-    """Take the clock's words out of tables of results: all else must be equal bytes."""
+    """Take the clock's words out of tables of results, and the hashes of these tables out of the
+    records that name them: all else must be equal bytes.
+    """
 
-    def timeless(data: bytes) -> bytes:
+    def table_without(data: bytes) -> bytes:
         table = pq.ParquetFile(io.BytesIO(data)).read().drop_columns(["begun_s", "seconds"])
         return json.dumps(table.to_pylist()).encode()
 
-    return {
-        name: timeless(data) if name.endswith("/results.parquet") else data
-        for name, data in found.items()
-    }
+    def record_without(data: bytes) -> bytes:
+        record = ManifestRecord.from_json(data)
+        files = [file for file in record.files if not file.name.endswith(RESULTS_NAME)]
+        assert len(files) == len(record.files) - 1
+        return record.model_copy(update={"files": tuple(files)}).to_json()
+
+    without = {RESULTS_NAME: table_without, "record.json": record_without}
+    found = dict(found)
+    for path, data in found.items():
+        name = path.rpartition("/")[2]
+        if path.startswith("manifests/") and name in without:
+            found[path] = without[name](data)
+    return found
 
 
 def results(store: FolderStore, summary: Summary) -> list[dict[str, Any]]:

@@ -264,5 +264,11 @@ def test_latents_of_an_older_hvkf_are_found_until_there_are_newer(
 
 def _commit() -> DatasetCommit:
     return DatasetCommit(
-        dataset="default", number=1, plan="p", catalog="c", segments=(), num_items=0, num_failed=0
+        dataset="default",
+        number=1,
+        plan="p",
+        catalog="c",
+        segments=("s",),
+        num_items=0,
+        num_failed=0,
     )

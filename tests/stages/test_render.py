@@ -269,8 +269,9 @@ def test_killed_at_any_write_it_ends_with_the_same_bytes(
     config = config_for(write_manifest(pairs, rows), max_failed_fraction=0.5)
     rendered(config, FolderStore(tmp_path / "whole"))
     expected = without_times(tree(tmp_path / "whole", "renders", "manifests"))
-    # The rows' file; for each row its claim twice; files and record; how long it took; the results.
-    num_writes = 1 + 3 * 2 + 2 * 5 + 1 + 1 + 4
+    # The rows' file; for each row its claim twice; files and record; how long it took; the results;
+    # the entry in the journal.
+    num_writes = 1 + 3 * 2 + 2 * 5 + 1 + 1 + 4 + 1
     for at in range(0, num_writes, 2):
         root = tmp_path / f"killed-{at}"
         with pytest.raises(Killed):
