@@ -11,7 +11,7 @@ import pytest
 from hvkf.errors import CorruptData
 from hvkf.records import SegmentRecord
 from hvkf.shards import Segment, SegmentWriter
-from hvkf.storage import FolderStore, open_store
+from hvkf.storage import FolderStore, Store, open_store
 from hvkf.verify import verify_workspace
 
 ROOT = "scenes/x"
@@ -19,7 +19,7 @@ COLUMNS = {"item_key": "str", "caption": "str", "video": "ndarray:uint8"}
 SEGMENT = "0123456789abcdef0123456789abcdef"
 
 
-def write(store: FolderStore, num_items: int = 5) -> SegmentRecord:
+def write(store: Store, num_items: int = 5) -> SegmentRecord:
     writer = SegmentWriter(SEGMENT, "64x64x17", COLUMNS)
     try:
         for number in range(num_items):
