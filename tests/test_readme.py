@@ -60,6 +60,7 @@ def run_as_written(command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.lengthy
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_steps_run_as_written(own_data: Path) -> None:

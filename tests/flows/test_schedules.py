@@ -23,7 +23,7 @@ from hvkf.processes import PARENT_VARIABLE
 from tests.flows.postgres_server import postgres_server
 from tests.k8s.flow_pods import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lengthy, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PLANNED_WITHIN_S = 120.0
 # The server may look for new schedules when the coming minute has just begun.

@@ -11,7 +11,7 @@ import pytest
 from tests.flows.house import House, serving_house, wait_until
 from tests.flows.test_outages import train_for_long
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.lengthy, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def of_house(folder: Path) -> list[str]:

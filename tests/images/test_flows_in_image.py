@@ -28,7 +28,7 @@ from tests.jobs.small_cluster import NAMESPACE, SmallCluster
 from tests.s3_server import S3Service
 from tests.test_chain_s3 import lay_out
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.lengthy, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 STAGES = ("ingest", "cache", "encode", "train", "evaluate", "render")
 CANCEL_LIMIT_S = 60.0
@@ -45,7 +45,7 @@ class Installation:
     def train_for_long(self, run_id: str) -> str:
         """Start a training that will not end by itself, and wait until its pods train."""
         run = self.prefect.start("train/train", run_id=run_id, max_train_steps=LONG_STEPS)
-        wait_for("progress", lambda: "items" in self.house.progress(run), 300)
+        wait_for("progress", lambda: " of " in self.house.progress(run), 300)
         return run
 
     def jobs(self, stage: str) -> list[Object]:
