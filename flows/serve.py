@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from flows.local import PREFECT_SETTINGS
 from flows.server import CLIENT_PASSWORD, SERVER_PASSWORD, free_port, new_password, serving
@@ -30,9 +32,8 @@ from hvkf.processes import (
 POOL = "local"
 PASSWORD_FILE = "password"
 ROOT = Path(__file__).parents[1]
-# A worker gives the flows that it is told to stop 30 s to save.
 WORKER_STOP_S = 45.0
-# Those that it leaves behind have as long as a job's processes.
+# A flow gives its job's processes 30 s to save.
 FLOW_STOP_S = 40.0
 
 
@@ -104,12 +105,23 @@ def _worker(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield worker
     finally:
+        _stop_flows(worker)
         worker.terminate()
         try:
             worker.wait(WORKER_STOP_S)
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
+
+
+def _stop_flows(worker: subprocess.Popen[bytes]) -> None:
+    """Tell the worker's flows to stop and save; the worker itself kills them when it is told."""
+    with suppress(psutil.NoSuchProcess):
+        flows = psutil.Process(worker.pid).children()
+        for flow in flows:
+            with suppress(psutil.NoSuchProcess):
+                flow.terminate()
+        psutil.wait_procs(flows, FLOW_STOP_S)
 
 
 def _tell(errors: ServiceErrors) -> None:

@@ -1,6 +1,6 @@
 """Whoever is told that everything is stopped has nothing running any more."""
 
-import os
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,12 @@ def of_house(folder: Path) -> list[str]:
     return found
 
 
+def steps(house: House, run: str) -> int:
+    """Read how many training steps a run has shown."""
+    shown = re.search(r"([\d,]+) of 100,?000", house.progress(run))
+    return int(shown[1].replace(",", "")) if shown else 0
+
+
 def stop(house: House, signals: tuple[int, ...]) -> None:
     """Send signals to `make serve`, and wait until it says that everything is stopped."""
     process = psutil.Process(house.process)
@@ -44,7 +50,7 @@ def test_nothing_lives_on_when_make_serve_is_stopped_with_a_stage_at_work(
 ) -> None:
     with serving_house(tmp_path) as house:
         run = train_for_long(house, "stopped")
-        wait_until(lambda: not house.progress(run).startswith("0 of"), "no step was taken", 300)
+        wait_until(lambda: steps(house, run) > 0, "no step was taken", 300)
         assert [command for command in of_house(tmp_path) if "train" in command]
         stop(house, signals)
         said = (tmp_path / "serve.log").read_text()
@@ -56,10 +62,11 @@ def test_nothing_lives_on_when_make_serve_is_stopped_with_a_stage_at_work(
 
 def test_flows_whose_worker_was_killed_before_are_stopped_as_well(tmp_path: Path) -> None:
     with serving_house(tmp_path) as house:
-        train_for_long(house, "orphaned")
+        run = train_for_long(house, "orphaned")
+        wait_until(lambda: steps(house, run) > 0, "no step was taken", 300)
         (worker,) = house.processes("flows.worker")
         worker.kill()
         stop(house, (signal.SIGTERM,))
         left = of_house(tmp_path)
     assert not left
-    assert os.listdir(tmp_path / "workspace" / "runs" / "orphaned")
+    assert list((tmp_path / "workspace" / "runs" / "orphaned").glob("step-*/commit.json"))
