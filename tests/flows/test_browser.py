@@ -192,7 +192,8 @@ def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
     fill(page, "Training steps", str(NUM_CANCELLED_STEPS))
     run = house.submit(page)
     workspace = house.folder / "workspace"
-    wait_until(lambda: " of " in house.progress(run), "no progress was shown", 300)
+    wait_until(lambda: " steps" in house.progress(run), "no progress was shown", 300)
+    wait_until(lambda: not house.progress(run).startswith("0 of"), "no step was taken", 300)
     page.reload()
     page.get_by_role("button", name="Cancel").first.click(timeout=20_000)
     page.get_by_role("button", name="Confirm").click()

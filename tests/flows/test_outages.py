@@ -23,7 +23,7 @@ def train_for_long(house: House, run_id: str) -> str:
     run = house.start(
         "train/train", settings="seldom-saved", run_id=run_id, max_train_steps=LONG_STEPS
     )
-    wait_until(lambda: " of " in house.progress(run), "no progress was shown", 300)
+    wait_until(lambda: " steps" in house.progress(run), "no progress was shown", 300)
     return run
 
 
@@ -57,7 +57,7 @@ def test_a_server_that_is_away_for_a_minute_ends_no_run(tmp_path: Path) -> None:
         run = house.start(
             "train/train", settings="seldom-saved", run_id="away", max_train_steps=600
         )
-        wait_until(lambda: " of " in house.progress(run), "no progress was shown", 300)
+        wait_until(lambda: " steps" in house.progress(run), "no progress was shown", 300)
         (server,) = house.processes("flows.server")
         server.send_signal(signal.SIGSTOP)
         time.sleep(AWAY_S)

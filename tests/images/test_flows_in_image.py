@@ -45,7 +45,7 @@ class Installation:
     def train_for_long(self, run_id: str) -> str:
         """Start a training that will not end by itself, and wait until its pods train."""
         run = self.prefect.start("train/train", run_id=run_id, max_train_steps=LONG_STEPS)
-        wait_for("progress", lambda: " of " in self.house.progress(run), 300)
+        wait_for("progress", lambda: " steps" in self.house.progress(run), 300)
         return run
 
     def jobs(self, stage: str) -> list[Object]:
