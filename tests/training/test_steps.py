@@ -158,6 +158,7 @@ def test_a_trace_that_the_run_ends_in_ends_with_the_run(tmp_path: Path) -> None:
     assert store.exists("runs/test/profile/steps-00000004-00000004-rank0.json.gz")
 
 
+@pytest.mark.lengthy
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo's own looking
 def test_compiled_blocks_train_to_the_same_losses(tmp_path: Path) -> None:
