@@ -18,6 +18,8 @@ from hvkf.storage import LOCK_NAME, FolderStore, Store
 
 FOLDER = "jobs"
 POLL_S = 0.3
+# Who has only just begun gets this long to write its name, before it is called "another command".
+NAME_WITHIN_S = 3.0
 # A file system without locks, as some network file systems are.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -57,13 +59,16 @@ def _lock_file(plan: Plan, store: Store) -> Path:
 
 def _acquire(lock: IO[str], plan: Plan, say: Callable[[str], None]) -> None:
     has_said = False
+    begun_s = time.monotonic()
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not has_said:
-                say(f"{plan.stage}: {_holder(lock)} does this work already; waiting for it")
-            has_said = True
+            holder = _holder(lock)
+            if not has_said and (holder or time.monotonic() - begun_s > NAME_WITHIN_S):
+                who = holder or "another command"
+                say(f"{plan.stage}: {who} does this work already; waiting for it")
+                has_said = True
             time.sleep(POLL_S)  # not in the kernel: a stop is heard meanwhile
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -73,10 +78,10 @@ def _acquire(lock: IO[str], plan: Plan, say: Callable[[str], None]) -> None:
             return
 
 
-def _holder(lock: IO[str]) -> str:
+def _holder(lock: IO[str]) -> str | None:
     lock.seek(0)
     try:
         held = json.loads(lock.read())
         return f"process {int(held['process'])} on {held['host']}"
     except (ValueError, KeyError, TypeError):  # it has only just begun
-        return "another command"
+        return None

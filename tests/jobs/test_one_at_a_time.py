@@ -1,5 +1,7 @@
 """Two commands that want the same work: one does it, the other waits and says so."""
 
+import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -12,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from hvkf.jobs import local
+from hvkf.jobs.one_at_a_time import POLL_S
 from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import Listener
 from hvkf.records import Part, Plan
-from hvkf.storage import FolderStore
+from hvkf.storage import LOCK_NAME, FolderStore
 
 WORKER = """
 import pathlib, sys, time
@@ -96,3 +99,23 @@ def test_work_whose_command_was_killed_is_taken_over(store: FolderStore) -> None
     assert f"process {holder.pid} on" in said[0]
     assert time.monotonic() - begun_s < 30
     assert (store.root / "out" / "0").exists()
+
+
+def test_who_has_only_just_begun_is_named_all_the_same(store: FolderStore) -> None:
+    plan = plan_of("train")
+    file = store.root / "jobs" / f"train-{plan.digest[:12]}" / LOCK_NAME
+    file.parent.mkdir(parents=True)
+    said: list[str] = []
+    waiting = threading.Thread(
+        target=run_plan, args=(plan, store, Listener(lambda worker, event: None, said.append))
+    )
+    with file.open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting.start()
+        time.sleep(3 * POLL_S)  # long enough to be met while the file is still empty
+        assert said == []
+        lock.write(json.dumps({"process": 123, "host": "there"}))
+        lock.flush()
+        time.sleep(3 * POLL_S)
+    waiting.join(60)
+    assert said == ["train: process 123 on there does this work already; waiting for it"]
