@@ -21,6 +21,7 @@ from hvkf import (
     picture_command,
     plan_command,
     render_commands,
+    stops,
 )
 from hvkf.command_options import (
     EPILOG,
@@ -205,13 +206,6 @@ def _train_as_rank(config: Config, store: Store) -> None:
         print(summary.text)
 
 
-def _stop(signum: int, frame: object) -> None:
-    # Once: a second signal (a process group and its parent both send one) must not cut off the
-    # saving of what was done. Who cannot wait for it sends SIGKILL.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Stopped("Told to stop; the same command goes on from here.")
-
-
 for _stage in STAGES:
     _stage_command(_stage)
 
@@ -289,7 +283,7 @@ tell_whole_sentences(app)
 
 def main() -> None:
     """Run the command line; errors end it with their sentence and exit code."""
-    signal.signal(signal.SIGTERM, _stop)
+    stops.listen()
     spare_loopback_from_proxies()
     code = run_command(sys.argv[1:])
     try:
@@ -321,8 +315,10 @@ def run_command(arguments: Sequence[str]) -> int:
         words, overrides = split_overrides(arguments)
         with missing_modules_told(f"`hvkf {' '.join(words[:1])}`"):
             code = app(args=words, obj=overrides, prog_name="hvkf", standalone_mode=False)
-    except (HvkfError, Stopped) as error:
+    except Stopped as error:
         return _end(error)
+    except HvkfError as error:
+        return _end(stops.cause_of_end(error))
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `hvkf` alone: its message is the help
             print(error.format_message())  # type: ignore[attr-defined]
@@ -333,13 +329,14 @@ def run_command(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return NO_READER_CODE
     except Exception as error:  # the last resort: it is told, and kept
-        return _end(explain_unknown(error))
+        return _end(stops.cause_of_end(error))
     if code == INTERRUPTED_CODE:  # Typer may have caught it first
         print(f"{ERROR_PREFIX}Interrupted; the same command goes on from here.", file=sys.stderr)
     return int(code or 0)
 
 
-def _end(error: HvkfError | Stopped) -> int:
+def _end(fault: Exception | Stopped) -> int:
+    error = fault if isinstance(fault, HvkfError | Stopped) else explain_unknown(fault)
     sentence = " ".join(str(error).split()) or f"{type(error).__name__}, and nothing more is known."
     for line in error.details if isinstance(error, HvkfError) else ():
         print(line, file=sys.stderr)

@@ -17,6 +17,7 @@ from types import FrameType
 
 from hvkf.errors import BadInput, HvkfError, OwnError, Stopped, TryAgain
 from hvkf.processes import PARENT_VARIABLE, follow_parent
+from hvkf.stops import cause_of_end
 
 EXIT_CODES_VARIABLE = "HVKF_EXIT_CODES"
 WORLD_SIZE_VARIABLE = "WORLD_SIZE"
@@ -102,8 +103,13 @@ def exit_code_recorded() -> Iterator[None]:
     try:
         yield
         code = 0
-    except (HvkfError, Stopped) as fault:
-        code = fault.exit_code
+    except Stopped as stop:
+        code = stop.exit_code
+        raise
+    except Exception as fault:
+        cause = cause_of_end(fault)
+        if isinstance(cause, HvkfError | Stopped):
+            code = cause.exit_code
         raise
     finally:
         folder = os.environ.get(EXIT_CODES_VARIABLE)

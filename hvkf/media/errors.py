@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hvkf.errors import BadInput, DiskFull, HvkfError
+from hvkf.stops import raise_if_told
 from hvkf.user_files import reason_of, shortened
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -42,14 +43,17 @@ def only_this_file(name: str) -> Iterator[None]:
     try:
         yield
     except (HvkfError, MemoryError, ImportError):
+        raise_if_told()
         raise
     except OSError as error:
+        raise_if_told()
         if error.errno in NO_ROOM:
             raise DiskFull(f"There is no room to copy {name}: free some space.") from error
         if isinstance(error, FileNotFoundError):
             raise MediaFault("missing", f"there is no file {name}") from error
         raise MediaFault(UNREADABLE_FILE, f"{name} cannot be read: {reason_of(error)}") from error
     except Exception as error:
+        raise_if_told()
         # Libraries raise anything on files that nobody thought of.
         reason = f"{type(error).__name__}: {shortened(str(error))}"
         message = f"{name} cannot be used ({reason}); convert it or remove its row"

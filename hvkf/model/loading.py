@@ -27,6 +27,7 @@ from hvkf.model.attention import apply_attention
 from hvkf.model.text import check_prefix, drop_unused_layers
 from hvkf.model.widening import INPUT_CHANNELS, LATENT_CHANNELS, widen_input
 from hvkf.model_source import HUNYUAN_SHIFT, shift_of
+from hvkf.stops import raise_if_told
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,7 @@ def _load(load: Callable[..., Any], source: str | Path, **options: Any) -> Any:
     try:
         return load(str(source), **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
+        raise_if_told()
         reason = " ".join(str(fault).split())
         if not Path(source).is_dir() and _may_pass(fault):
             raise TryAgain(f"The hub did not give {part!r} of {str(source)!r}: {reason}") from fault

@@ -47,6 +47,7 @@ from hvkf.stages.evaluate_records import (
 )
 from hvkf.stages.render_video import fidelity
 from hvkf.stages.rendered_files import put_frame, put_video
+from hvkf.stops import raise_if_told
 from hvkf.storage import Store
 from hvkf.user_files import shortened
 
@@ -121,10 +122,12 @@ class _PairRenderer:
                 truth = torch.from_numpy(unpack_frames(scene["video"]))
             return render(pair, scene, truth)
         except MediaFault as error:
+            raise_if_told()
             code, message = error.code, str(error)
         except (HvkfError, OSError, MemoryError, ImportError, torch.OutOfMemoryError):
             raise  # the stage's, not the pair's: storage, room, memory
         except Exception as error:
+            raise_if_told()
             code, message = "unexpected", f"{type(error).__name__}: {shortened(str(error))}"
         failure = Failure(code=code, message=message, source=scene["source"])
         return _record(pair, scene, [], failure=failure)

@@ -32,6 +32,7 @@ from hvkf.stages.render_records import (
 from hvkf.stages.render_tasks import retry_of
 from hvkf.stages.render_video import MadeWith, store_video
 from hvkf.stages.render_work import Render, failure_record, put_record, work_off
+from hvkf.stops import raise_if_told
 from hvkf.storage import Store
 from hvkf.stored import read_record
 
@@ -191,8 +192,10 @@ class _Worker:
             try:
                 pairs[task.identity] = self._pair(task)
             except ImageFault as fault:
+                raise_if_told()
                 self._put(task, self._failure(task, fault))
             except _Changed as fault:
+                raise_if_told()
                 self.changed.append(f"row {task.row.row} ({task.row.id}): {fault}")
                 self._claims.end(task.identity, "released")
                 self._shown.advance(task.row.steps)
@@ -213,6 +216,7 @@ class _Worker:
                 raise  # no row's doing, and no start helps
             return
         except Exception as fault:
+            raise_if_told()
             # Whatever a row makes the model raise is that row's try, and the others go on.
             if len(tasks) > 1:
                 for task in tasks:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hvkf import cli
+from hvkf import stops
 from hvkf.errors import Stopped
 from hvkf.stages.render_claims import CLAIMS, ClaimRecord
 from hvkf.storage import FolderStore
@@ -38,13 +38,15 @@ def begin(root: Path, work: Callable[[FolderStore], None]) -> int:
         code = 1
         try:
             signal.alarm(CHILD_TIMEOUT_S)
-            signal.signal(signal.SIGTERM, cli._stop)
+            stops.listen()
             work(FolderStore(root))
             code = 0
         except Stopped as stop:
             code = stop.exit_code
-        except BaseException:
+        except Exception as error:
             traceback.print_exc()
+            if isinstance(stops.cause_of_end(error), Stopped):
+                code = Stopped.exit_code
         finally:
             # Not sys.exit: the child must not run the test session's cleanup.
             os._exit(code)

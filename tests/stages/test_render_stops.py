@@ -2,12 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hvkf import cli
 from hvkf.errors import Stopped
 from hvkf.model.renderer import Renderer
 from hvkf.stages import render
@@ -15,12 +13,7 @@ from hvkf.stages.render_claims import last_claim
 from hvkf.storage import FolderStore
 from tests.stages.render_manifests import config_for, rendered, results, row, write_manifest
 
-
-@pytest.fixture(autouse=True)
-def _as_a_worker_takes_signals() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, cli._stop)
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("takes_stops")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -57,3 +50,24 @@ def test_a_stop_amid_a_row_ends_the_worker_and_costs_no_try(
     assert len(taken) == batch_size
     assert {(claim.ended, claim.tries) for claim in taken} == {("released", 0)}
     assert [found["state"] for found in results(store, rendered(config, store))] == ["rendered"] * 2
+
+
+def test_a_stop_that_the_model_turns_into_another_error_is_a_stop(
+    pairs: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(write_manifest(pairs, [row("one")]))
+    plan = render.plan(config, store)
+
+    def masked(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            raise ValueError("a library's own words") from None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Renderer, "render_batch", masked)
+        with pytest.raises(Stopped):
+            render.run(plan, store, plan.parts)
+    claim = last_claim(store, Path(plan.parts[0].outputs[0]).stem)[1]
+    assert claim is not None
+    assert (claim.ended, claim.tries) == ("released", 0)
