@@ -189,22 +189,25 @@ class Claims:
         with self._lock:
             if identity not in self._held:
                 return
-            number, claim = self._held.pop(identity)
+            number, claim = self._held[identity]
             update = {
                 "ended": how,
                 "ended_s": self._clock(),
                 "message": message[:SHOWN_MESSAGE_LENGTH],
             }
             self._store.put(_path(identity, number), claim.model_copy(update=update).to_json())
+            # Only now: a stop amid the writing leaves it to `release_all`.
+            del self._held[identity]
 
     def release_all(self) -> None:
         """Give back all rows, without counting a failed try: this worker stops."""
         for identity in self.held:
             with self._lock:
                 number, _ = self._held[identity]
-                # A stop may have come before the claim was created, or while another created it.
+                # A stop may have come before the claim was created, while another created it, or
+                # just behind its end.
                 claim = read_claim(self._store, identity, number)
-                if claim is None or claim.owner != self._owner.name:
+                if claim is None or claim.owner != self._owner.name or claim.ended:
                     del self._held[identity]
             self.end(identity, "released")
 

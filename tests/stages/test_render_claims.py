@@ -208,6 +208,28 @@ def test_a_stop_before_a_claim_was_created_leaves_another_workers_claim(tmp_path
     assert last_claim(store, "row") == (1, last)
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_stop_while_a_claim_is_ended_leaves_none_open(tmp_path: Path, is_written: bool) -> None:
+    told = []
+
+    class Stopping(FolderStore):
+        def put(self, path: str, data: bytes) -> None:
+            if is_written or told:
+                super().put(path, data)
+            if not told:
+                told.append(path)
+                raise Stopped("told to stop")
+
+    one = worker(Stopping(tmp_path), Clock(), "one")
+    assert one.take("row") is None
+    with pytest.raises(Stopped):
+        one.end("row", "failed", "reason")
+    one.release_all()
+    _, claim = last_claim(FolderStore(tmp_path), "row")
+    assert claim is not None
+    assert (claim.ended, one.held) == ("failed" if is_written else "released", ())
+
+
 @pytest.mark.parametrize("name", [".DS_Store", "zzz.txt", "000001.json.bak", "~000009.json"])
 def test_a_foreign_file_beside_claims_is_none_of_them(tmp_path: Path, name: str) -> None:
     store, clock = FolderStore(tmp_path), Clock()
