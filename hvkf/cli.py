@@ -18,6 +18,7 @@ from hvkf import (
     doctor_command,
     garbage_command,
     ledger,
+    list_commands,
     picture_command,
     plan_command,
     render_commands,
@@ -155,7 +156,7 @@ def _stage_command(stage: str) -> None:
             with at_work(store, f"hvkf {stage} commit"):
                 print(_commit(stage, found, store).model_dump_json())
         else:
-            with at_work(store, f"a worker of hvkf {stage}"):
+            with at_work(store, f"a worker of hvkf {stage}", found.digest):
                 _run_parts(stage, found, store, parts, index)
 
     command.__doc__ = STAGES[stage]
@@ -200,8 +201,7 @@ def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None, index: i
 
 def _train_as_rank(config: Config, store: Store) -> None:
     """Train in this process, one of several that torchrun or `accelerate launch` started."""
-    with at_work(store, "hvkf train"):
-        summary = stage_module("train").run_as_rank(config, store)
+    summary = stage_module("train").run_as_rank(config, store)
     if rank() == 0:
         print(summary.text)
 
@@ -269,6 +269,7 @@ def verify(
 app.add_typer(jobs_app, name="jobs")
 add_commands(app)
 garbage_command.add_commands(app)
+list_commands.add_commands(app)
 picture_command.add_commands(app)
 plan_command.add_commands(app)
 add_registry_commands(app)

@@ -34,13 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 class WorkUse(Record):
-    """A process that works in the workspace.
+    """A process that works in the workspace; `plan` is the digest of what a worker works off.
 
     Times are in seconds since 1970, but for the start of the process: since that of the machine.
     """
 
     format_version: int = FORMAT_VERSION
     what: str
+    plan: str = ""
     owner: str
     machine: str
     process: int
@@ -76,7 +77,9 @@ class PlanUse(Record):
 
 
 @contextmanager
-def at_work(store: Store, what: str, clock: Callable[[], float] = time.time) -> Iterator[None]:
+def at_work(
+    store: Store, what: str, plan: str = "", clock: Callable[[], float] = time.time
+) -> Iterator[None]:
     """Tell `hvkf gc` that this process works in the workspace, until the block ends.
 
     Waits until a deletion that is just deciding has decided: see `hvkf.garbage`.
@@ -84,11 +87,13 @@ def at_work(store: Store, what: str, clock: Callable[[], float] = time.time) -> 
     Args:
         store: The workspace.
         what: The command, for people.
+        plan: The digest of the plan that a worker works off.
         clock: Seconds since 1970.
     """
     process = this_process()
     use = WorkUse(
         what=what,
+        plan=plan,
         owner=f"{socket.gethostname()}:{os.getpid()}",
         machine=machine_name(),
         process=process.number,

@@ -34,6 +34,7 @@ from hvkf.stages.render_records import ManifestRecord, RenderRecord, record_path
 from hvkf.storage import Store
 from hvkf.stored import open_parquet, read_record, refuse_object
 from hvkf.sweeps import Sweep
+from hvkf.training.cost import TrainTiming
 from hvkf.training.lineage import TrainedOn
 from hvkf.training.losses import NAME as LOSSES_NAME
 from hvkf.training.runs import COMMIT_NAME, result_path, run_folder, step_name
@@ -64,6 +65,7 @@ RECORDS: dict[str, type[Record]] = {
     "render records": RenderRecord,
     "claims": ClaimRecord,
     "timings": Timing,
+    "training times": TrainTiming,
     "crashes": CrashNote,
     "deletions": Sweep,
     "leases": WorkUse,

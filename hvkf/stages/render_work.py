@@ -16,6 +16,8 @@ from hvkf.storage import Store
 
 SHORTEST_WAIT_S = 0.05
 WAITS_PER_LIFE = 8
+SET_ASIDE = "set-aside"
+"""The code of a row that failed at each of its tries."""
 
 
 class Render(NamedTuple):
@@ -96,7 +98,7 @@ def _take(
     if isinstance(answer, Busy):
         return answer
     if isinstance(answer, SetAside):
-        failure = row_failure(task.row, "set-aside", f"failed too often; last: {answer.message}")
+        failure = row_failure(task.row, SET_ASIDE, f"failed too often; last: {answer.message}")
         put_record(store, failure_record(task, failure, attempt))
         return False
     if store.exists(record_path(task.identity)):

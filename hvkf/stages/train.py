@@ -16,7 +16,7 @@ from hvkf.records import Part, Plan, RunRecord, Summary, TrainResult, digest
 from hvkf.shown import counted
 from hvkf.storage import Store
 from hvkf.training.items import find_sources, read_items
-from hvkf.training.runs import read_result, read_run, result_path, run_folder
+from hvkf.training.runs import read_result, read_run, result_path, run_folder, work_digest
 from hvkf.training.settings import (
     Identities,
     check_same_work,
@@ -26,6 +26,7 @@ from hvkf.training.settings import (
     work_settings,
 )
 from hvkf.training.shard_cache import check_cache_limit
+from hvkf.uses import at_work
 
 STAGE = "train"
 
@@ -63,7 +64,7 @@ def plan(config: Config, store: Store) -> Plan:
     path = result_path(run.run_id)
     return Plan(
         stage=STAGE,
-        digest=digest([run.run_id, run.digest]),
+        digest=work_digest(run),
         config=config.model_dump(mode="json"),
         inputs={
             "sources": sources,
@@ -113,9 +114,11 @@ def commit(plan: Plan, store: Store) -> Summary:
 
 def run_as_rank(config: Config, store: Store) -> Summary:
     """Plan, train and commit in this process: one of those that torchrun or accelerate started."""
-    planned = plan(config, store)
-    run(planned, store, planned.parts)
-    return commit(planned, store)
+    with at_work(store, f"hvkf {STAGE}"):
+        planned = plan(config, store)
+        with at_work(store, f"a rank of hvkf {STAGE}", planned.digest):
+            run(planned, store, planned.parts)
+        return commit(planned, store)
 
 
 def _summary(result: TrainResult, *, reused: bool) -> Summary:

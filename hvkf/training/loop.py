@@ -22,6 +22,7 @@ from hvkf.shown import counted
 from hvkf.storage import Store
 from hvkf.training.batch_plan import GlobalBatch
 from hvkf.training.checkpoints import load_checkpoint, save_checkpoint
+from hvkf.training.cost import Stopwatch
 from hvkf.training.dataset import (
     LatentBatch,
     LatentReader,
@@ -112,6 +113,7 @@ class Loop:
         self._store = store
         self._run = run
         self._accelerator, sharding, self._gang, self._stop, self._logs = machine
+        self._stopwatch = Stopwatch(run.run_id, self._gang.num_ranks)  # loading counts
         self._reader = LatentReader(store, sources, config.data)
         self._items = read_items(store, sources, config.data)
         self._schedule, self._num_steps = make_schedule(config, run, self._items, self._gang)
@@ -286,6 +288,7 @@ class Loop:
                 alpha=self._config.network.lora_alpha,
                 losses_sha256=write_losses(self._store, run_id, self._figures.rows),
             )
+            self._stopwatch.put(self._store, step)
             upload_logs(self._accelerator, self._store, run_id, self._logs)
             self._drop_stale(step)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hvkf.errors import AlreadyExists, BadInput
 from hvkf.journal import note_completed
-from hvkf.records import CheckpointRecord, RunRecord, TrainResult
+from hvkf.records import CheckpointRecord, RunRecord, TrainResult, digest
 from hvkf.storage import Store
 from hvkf.stored import read_record
 from hvkf.training.settings import check_same_work
@@ -24,6 +24,11 @@ def run_folder(run_id: str) -> str:
 def result_path(run_id: str) -> str:
     """Where the record of a run's end lies."""
     return f"{run_folder(run_id)}/result.json"
+
+
+def work_digest(run: RunRecord) -> str:
+    """Name the plan that trains a run."""
+    return digest([run.run_id, run.digest])
 
 
 def read_result(store: Store, run_id: str) -> TrainResult | None:
