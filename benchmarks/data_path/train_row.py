@@ -66,7 +66,11 @@ def measure(scale: Scale) -> list[Row]:
 
 
 def interval(pairs: list[tuple[Took, Took]], of: str) -> tuple[float, float]:
-    """Bootstrap the 95% interval of the median ratio, of clock_s or cpu_s."""
+    """Bootstrap the 95% interval of the median ratio, of clock_s or cpu_s.
+
+    Not by the gate's interval, which is of a mean over videos: a shared machine's pauses are
+    outliers, which the median leaves out.
+    """
     ratios = np.array([getattr(a, of) / getattr(b, of) for a, b in pairs])
     found = bootstrap((ratios,), np.median, method="percentile", random_state=0)
     low, high = found.confidence_interval

@@ -23,6 +23,7 @@ from hvkf.model.sampler import sample_latents
 from hvkf.model.text import encode_prompts
 from hvkf.model.vae import decode_latents, encode_video, latent_frames, to_pixels_range
 from hvkf.shapes import render_clip
+from hvkf.stages.evaluate_statistics import video_interval
 
 FIRST_INDEX = HELD_OUT_FROM + 1000
 """Apart also from the clips that training is watched on."""
@@ -81,12 +82,15 @@ def squared_error(truth: Frames, other: NDArray[Any]) -> float:
 
 
 def summary(errors: list[float]) -> dict[str, float]:
-    """Mean of the clips' PSNRs with its 95% interval, and the PSNR of the mean error, in dB."""
+    """Mean of the clips' PSNRs with its 95% interval, and the PSNR of the mean error, in dB.
+
+    The interval is the gate's (each clip is a video), of which half the width is told.
+    """
     psnrs = [psnr(error) for error in errors]
-    half_width = 1.96 * float(np.std(psnrs, ddof=1)) / math.sqrt(len(psnrs))
+    found = video_interval(psnrs, [str(number) for number in range(len(psnrs))])
     return {
-        "mean_psnr_db": round(float(np.mean(psnrs)), 2),
-        "half_width_95_db": round(half_width, 2),
+        "mean_psnr_db": round(found.mean, 2),
+        "half_width_95_db": round((found.high - found.low) / 2, 2),
         "psnr_of_mean_error_db": round(psnr(float(np.mean(errors))), 2),
     }
 

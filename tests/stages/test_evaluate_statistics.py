@@ -63,7 +63,8 @@ def test_no_gain_is_seldom_found_and_one_of_four_standard_errors_nearly_always(
 @pytest.mark.parametrize(
     ("num_videos", "per_video", "skewness"),
     [
-        *((8, 2, skewness) for skewness in (0.5, 1.0, 2.0)),
+        *((8, 2, skewness) for skewness in (-0.5, 0.5, 1.0, 2.0)),
+        *((8, 4, -0.5), (9, 4, -0.5), (12, 4, -0.5)),
         *((16, 1, skewness) for skewness in (-0.5, 0.5, 1.0, 2.0)),
         *((32, 2, skewness) for skewness in (-0.5, 0.5, 1.0, 2.0)),
     ],
@@ -77,12 +78,25 @@ def test_skewed_gains_are_seldom_found_where_there_is_none(
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize(
-    ("num_videos", "skewness", "bound"), [(8, -0.5, 0.04), (16, -2.0, 0.05), (32, -2.0, 0.04)]
+    ("num_videos", "per_video", "least"), [(8, 1, 0.86), (8, 4, 0.86), (16, 2, 0.87), (32, 2, 0.9)]
+)
+def test_a_tail_of_losses_hides_some_more_of_the_true_gains(
+    num_videos: int, per_video: int, least: float
+) -> None:
+    """What `docs/evaluation.md` says of them; no interval that errs in 3% finds 90% of 8 videos."""
+    assert share_above_zero(num_videos, per_video, 0.8, -0.5, 4.0) >= least
+    assert share_above_zero(num_videos, per_video, 0.8, 0.5, 4.0) >= MIN_FOUND
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize(
+    ("num_videos", "skewness", "bound"), [(8, -0.5, 0.035), (16, -2.0, 0.045), (32, -2.0, 0.04)]
 )
 def test_a_tail_of_losses_misleads_less_than_students_interval(
     num_videos: int, skewness: float, bound: float
 ) -> None:
-    """Whoever has not seen the tail cannot know of it: no interval over few keeps to 3%.
+    """Whoever has not seen the tail cannot know of it: none keeps to 3% with a skewness of -2.
 
     Student's is misled in 4%, 8% and 6%.
     """
