@@ -60,7 +60,7 @@ def crash_of(exit_code: int, *, ran_out_of_memory: bool) -> str | None:
     """
     if exit_code == -signal.SIGKILL:
         return OUT_OF_MEMORY if ran_out_of_memory else None
-    if exit_code < 0 and signal.Signals(-exit_code) in OWN_SIGNALS:
+    if -exit_code in OWN_SIGNALS:
         return signal.Signals(-exit_code).name
     return None
 

@@ -1,6 +1,5 @@
 """The Kubernetes executor: jobs are created or adopted, watched to their end, and told in words."""
 
-import queue
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -8,24 +7,21 @@ from contextlib import closing
 from hvkf.errors import AlreadyExists, BadInput, HvkfError, TryAgain
 from hvkf.jobs import cluster_state as said
 from hvkf.jobs.attempts import Incomplete, further_starts, is_done, severity
-from hvkf.jobs.feed import REPLACED, Feed, Message
+from hvkf.jobs.feed import Feed
 from hvkf.jobs.kubernetes import Cluster
 from hvkf.jobs.kubernetes_faults import NotFound
 from hvkf.jobs.manifest import ATTEMPT_LABEL, WORK_LABEL, Manifest, build_manifest
 from hvkf.jobs.owners import Lease, end_job, lease_until, leave, made_up_owner, own
-from hvkf.jobs.pod_logs import PodLog
+from hvkf.jobs.pod_crashes import CrashNotes
 from hvkf.jobs.spec import JobSpec, Listener, job_for
 from hvkf.jobs.turns import IN_TURNS, Turns
+from hvkf.jobs.watched import TICK_S, Watched
 from hvkf.ledger import pending_parts
-from hvkf.progress import parse_line
 from hvkf.records import Plan
 from hvkf.storage import Store
 
-TICK_S = 0.5
 LAST_LOGS_S = 5.0
 SHOWN_ENDS = 5
-# Of a pod that ran before this waited for it: what it said before was told to its first owner.
-ADOPTED_LINES = 100
 
 
 def run_plan(
@@ -50,7 +46,8 @@ def run_plan(
     build_manifest(job)  # what is wrong with the settings is known before anything is asked
     selector = f"{WORK_LABEL}={job.work}"
     with closing(Cluster(job.cluster)) as cluster, Feed(cluster, selector) as feed:
-        task = WaitingTask(cluster, feed, listener, owner or made_up_owner(), moves)
+        watched = Watched(feed, listener, CrashNotes(store, listener).look)
+        task = WaitingTask(cluster, watched, listener, owner or made_up_owner(), moves)
         failures = 0
         while parts := turns.next(before := pending_parts(store, plan)):
             job = job_for(plan, store.url, parts, attempt=1)
@@ -74,36 +71,30 @@ def run_plan(
 
 
 class WaitingTask:
-    """Waits for one work's jobs; holds what the cluster last said of them."""
+    """Waits for one work's jobs; shares what the cluster last said of them."""
 
     def __init__(
         self,
         cluster: Cluster,
-        feed: Feed,
+        watched: Watched,
         listener: Listener,
         owner: str,
         moves: Callable[[], bool],
     ) -> None:
         self.attempt = 0
         self._cluster = cluster
-        self._feed = feed
+        self._watched = watched
         self._listener = listener
         self._owner = owner
         self._moves = moves
-        self._seen: dict[str, dict[str, Manifest]] = {"job": {}, "pod": {}}
-        self._events: list[Manifest] = []
-        self._logs: dict[str, PodLog] = {}
         self._told: set[str] = set()
         self._detailed: set[str] = set()
         self._given_up: set[str] = set()  # uids of jobs that this has ended
-        self._adopted_pods: set[str] = set()
-        self._unready_since_s: dict[str, float] = {}
-        self._is_gang = False
         self._name = ""
 
     def run(self, job: JobSpec) -> HvkfError | None:
         """Create or adopt a job, wait for its end, and return the fault it ended by."""
-        self._is_gang = job.is_gang
+        self._watched.is_gang = job.is_gang
         try:
             self._find_or_create(job)
             with Lease(self._cluster, self._name, self._owner) as lease:
@@ -131,10 +122,10 @@ class WaitingTask:
         self._name = ""
         deadline_s = time.monotonic() + job.jobs.grace_s + job.jobs.start_timeout_s
         while True:
-            self._take_all()
+            self._watched.take_all()
             live = [
                 seen
-                for seen in self._seen["job"].values()
+                for seen in self._watched.jobs.values()
                 if not said.finished(seen)
                 and not said.is_deleted(seen)
                 and seen["metadata"]["uid"] not in self._given_up
@@ -143,8 +134,8 @@ class WaitingTask:
                 newest = max(live, key=said.attempt_of)
                 if self._adopt(newest):
                     return
-                self._seen["job"].pop(newest["metadata"]["name"], None)
-            elif job.is_gang and (left := self._running_pods()):
+                self._watched.jobs.pop(newest["metadata"]["name"], None)
+            elif job.is_gang and (left := self._watched.running_pods()):
                 # Two gangs at once would write the same checkpoints.
                 self._tell(f"{job.stage}: waits for {', '.join(left)} of an earlier attempt to end")
                 if time.monotonic() > deadline_s:
@@ -152,12 +143,9 @@ class WaitingTask:
                         f"{', '.join(left)} of an earlier attempt does not end: if its node is "
                         "gone, kubectl delete pod --force it."
                     )
-                self._take(TICK_S)
+                self._watched.take(TICK_S)
             elif self._create(job):
                 return
-
-    def _running_pods(self) -> list[str]:
-        return [name for name, pod in self._seen["pod"].items() if not said.has_ended(pod)]
 
     def _adopt(self, found: Manifest) -> bool:
         name = found["metadata"]["name"]
@@ -167,15 +155,13 @@ class WaitingTask:
             )
         except NotFound:
             return False
-        self._adopted_pods |= {
-            pod for pod, seen in self._seen["pod"].items() if said.has_started(seen)
-        }
+        self._watched.adopt_pods()
         self._begin(name, said.attempt_of(found))
         self._listener.on_log(f"{name} is there already: waiting for it")
         return True
 
     def _create(self, job: JobSpec) -> bool:
-        attempts = [said.attempt_of(seen) for seen in self._seen["job"].values()]
+        attempts = [said.attempt_of(seen) for seen in self._watched.jobs.values()]
         attempt = max([*attempts, self.attempt]) + 1
         manifest = build_manifest(job.model_copy(update={"attempt": attempt}))
         own(manifest, self._owner, self._cluster)
@@ -184,12 +170,12 @@ class WaitingTask:
             created = self._cluster.ride_out(lambda: self._cluster.create_job(manifest))
         except AlreadyExists:  # another flow was first, or the answer to our own was lost
             found = self._cluster.ride_out(lambda: self._cluster.get_job(name))
-            self._seen["job"][name] = found
+            self._watched.jobs[name] = found
             if not said.finished(found):
                 return False  # to be adopted
             self._begin(name, attempt)  # it has done its work since the parts were counted
             return True
-        self._seen["job"][name] = created
+        self._watched.jobs[name] = created
         assert created["metadata"]["labels"][ATTEMPT_LABEL] == str(attempt)
         self._begin(name, attempt)
         self._listener.on_log(f"{name} is created")
@@ -197,19 +183,19 @@ class WaitingTask:
 
     def _begin(self, name: str, attempt: int) -> None:
         self._name, self.attempt = name, attempt
-        self._follow_logs()
+        self._watched.begin(name)
 
     def _wait(self, job: JobSpec, lease: Lease) -> HvkfError | None:
         waiting_since_s = time.monotonic()
         while True:
-            self._take(TICK_S)
+            self._watched.take(TICK_S)
             lease.check()
-            current = self._seen["job"].get(self._name)
+            current = self._watched.jobs.get(self._name)
             if current is None or said.is_deleted(current):
                 return TryAgain(f"{self._name} was deleted while it ran: run again to go on.")
             if (end := said.finished(current)) is not None:
                 return self._conclude(job, *end)
-            pods = self._pods()
+            pods = self._watched.pods_of_job()
             if said.is_suspended(current):
                 where = f"in {job.jobs.queue}" if job.jobs.queue else "(suspended)"
                 self._tell(f"{job.stage}: queued {where}")
@@ -232,24 +218,11 @@ class WaitingTask:
         """Name the members that are lost, or have said nothing, for too long."""
         return [
             f"member {said.index_of(pod)} ({pod['metadata']['name']})"
-            for pod in self._pods()
+            for pod in self._watched.pods_of_job()
             if said.has_started(pod)
             and not said.has_stopped(pod)
-            and self._silence_s(pod) > job.jobs.stall_s
+            and self._watched.silence_s(pod) > job.jobs.stall_s
         ]
-
-    def _silence_s(self, pod: Manifest) -> float:
-        """Return since when a pod is silent, or its node no longer says that it is ready.
-
-        The log of a lost node cannot be read, which alone proves nothing.
-        """
-        name, now_s = pod["metadata"]["name"], time.monotonic()
-        if said.is_ready(pod):
-            self._unready_since_s.pop(name, None)
-            lost_s = 0.0
-        else:
-            lost_s = now_s - self._unready_since_s.setdefault(name, now_s)
-        return max(lost_s, self._logs[name].silence_s() if name in self._logs else 0.0)
 
     def _give_up(self, job: JobSpec, current: Manifest, silent: list[str]) -> HvkfError:
         """End a gang that stalls, for all its owners: each of them takes part in the next."""
@@ -266,10 +239,10 @@ class WaitingTask:
         Raises:
             BadInput: something that no waiting mends.
         """
-        found = [said.blocked(pod, job.stage) for pod in self._pods()]
+        found = [said.blocked(pod, job.stage) for pod in self._watched.pods_of_job()]
         found += [
             said.blocked_by_event(event, job.stage)
-            for event in self._events
+            for event in self._watched.events
             if f"{event['involvedObject']['name']}-".startswith(f"{self._name}-")
         ]
         sentences = []
@@ -288,8 +261,8 @@ class WaitingTask:
     def _conclude(self, job: JobSpec, kind: str, reason: str, message: str) -> HvkfError | None:
         """Say how a job ended, once its pods' last lines are here."""
         deadline_s = time.monotonic() + LAST_LOGS_S
-        while time.monotonic() < deadline_s and not self._has_heard_all():
-            self._take(TICK_S)
+        while time.monotonic() < deadline_s and not self._watched.has_heard_all():
+            self._watched.take(TICK_S)
         if kind == "Complete":
             return None
         if reason == "DeadlineExceeded":
@@ -298,105 +271,28 @@ class WaitingTask:
                 "raise it, or use more workers."
             )
         newest = {}
-        for pod in self._pods():
+        for pod in self._watched.pods_of_job():
             if (pod_end := said.pod_end(pod)) is not None:
                 newest[pod_end.part_index] = pod_end
         ends = sorted(newest.values(), key=severity)
         if not ends:
             return TryAgain(f"{self._name} failed ({reason}: {message}).")
         for pod_end in ends:
-            if (log := self._logs.get(pod_end.name)) is not None:
+            if (log := self._watched.logs.get(pod_end.name)) is not None:
                 log.show_withheld(self._listener)
         words = "; ".join(self._words(job, pod_end) for pod_end in ends[:SHOWN_ENDS])
         more = f"; and {len(ends) - SHOWN_ENDS} more" if len(ends) > SHOWN_ENDS else ""
         return ends[0].fault(f"{words}{more}.")
 
     def _words(self, job: JobSpec, pod_end: said.PodEnd) -> str:
-        log = self._logs.get(pod_end.name)
+        log = self._watched.logs.get(pod_end.name)
         last = (log.last_words() if log is not None else "") or pod_end.message.strip()
         where = "member" if job.is_gang else "index"
         words = f"{job.stage} {where} {pod_end.part_index} ({pod_end.name}) {pod_end.cause}"
         words += f": {last.rstrip('. ')}" if last else ""
         return words + (f" ({pod_end.fix})" if pod_end.fix else "")
 
-    def _pods(self) -> list[Manifest]:
-        """Return the job's pods, the oldest first."""
-        pods = [pod for pod in self._seen["pod"].values() if said.job_of(pod) == self._name]
-        return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
-
-    def _has_heard_all(self) -> bool:
-        """Whether the job's pods are seen to have ended, and their logs are read to the end.
-
-        The watch of jobs may be ahead of that of pods.
-        """
-        pods = self._pods()
-        logs = [self._logs.get(pod["metadata"]["name"]) for pod in pods]
-        heard = all(log is not None and log.has_ended for log in logs)
-        return bool(pods) and heard and all(said.has_ended(pod) for pod in pods)
-
     def _tell(self, sentence: str) -> None:
         if sentence not in self._told:
             self._told.add(sentence)
             self._listener.on_log(sentence)
-
-    def _take_all(self) -> None:
-        while not self._feed.messages.empty():
-            self._take(TICK_S)
-
-    def _take(self, timeout_s: float) -> None:
-        """Take what the feed has; waits for one message at most."""
-        try:
-            self._handle(self._feed.messages.get(timeout=timeout_s))
-            while True:
-                self._handle(self._feed.messages.get_nowait())
-        except queue.Empty:
-            return
-
-    def _handle(self, message: Message) -> None:
-        if message.kind == "fault":
-            raise message.value
-        if message.kind.startswith("log"):
-            self._handle_log(message)
-        elif message.kind == "event":
-            self._events += message.value if message.action == REPLACED else [message.value]
-        elif message.action == REPLACED:
-            self._seen[message.kind] = {seen["metadata"]["name"]: seen for seen in message.value}
-        elif message.action == "DELETED" and message.kind == "job":
-            self._seen["job"].pop(message.value["metadata"]["name"], None)
-        elif message.action == "DELETED" and not said.has_ended(message.value):
-            self._seen["pod"].pop(message.value["metadata"]["name"], None)
-        else:
-            self._seen[message.kind][message.value["metadata"]["name"]] = message.value
-        self._follow_logs()
-
-    def _follow_logs(self) -> None:
-        for name, pod in self._seen["pod"].items():
-            if said.has_started(pod) and name not in self._logs and said.job_of(pod) == self._name:
-                self._logs[name] = PodLog()
-                self._feed.follow(name, ADOPTED_LINES if name in self._adopted_pods else None)
-
-    def _handle_log(self, message: Message) -> None:
-        pod, log = message.action, self._logs[message.action]
-        if message.kind == "log-lost":
-            log.lose()
-        elif message.kind == "log-open":
-            log.open()
-        elif message.kind == "log":
-            self._hear(pod, log, message.value)
-        elif message.value and not self._has_stopped(pod):
-            self._feed.follow(pod)  # only the stream has ended: nodes rotate logs
-        else:
-            log.end()
-
-    def _has_stopped(self, pod: str) -> bool:
-        seen = self._seen["pod"].get(pod)
-        return seen is None or said.has_stopped(seen)
-
-    def _hear(self, pod: str, log: PodLog, line: str) -> None:
-        if (event := parse_line(line)) is None:
-            log.hear(line, self._listener)
-            return
-        log.hear_progress()
-        index = said.index_of(self._seen["pod"][pod]) if pod in self._seen["pod"] else 0
-        if not self._is_gang or index == 0:  # its members take the same steps
-            self._listener.on_progress(index, event)

@@ -3,12 +3,14 @@
 import re
 from typing import Any, NamedTuple
 
+from hvkf.crashes import OUT_OF_MEMORY, crash_of
 from hvkf.errors import BadInput, HvkfError, TryAgain
 from hvkf.jobs.kubernetes_faults import exceeds_whole_quota, quota_words
 from hvkf.jobs.manifest import ATTEMPT_LABEL, CONTAINER, OWNER_PREFIX, Manifest
 from hvkf.jobs.spec import BAD_INPUT_CODE, KILLED_CODE, STOPPED_CODE, TRY_AGAIN_CODE
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+SIGNAL_CODES = 128
 IMAGE_REASONS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 # What a registry says of an image that no waiting brings.
 IMAGE_NEVER = ("not found", "manifest unknown", "denied", "unauthorized", "does not exist")
@@ -133,6 +135,17 @@ def pod_end(pod: Manifest) -> PodEnd | None:
     disruption = _condition(pod, "DisruptionTarget") is not None
     name, index = pod["metadata"]["name"], index_of(pod)
     return PodEnd(name, index, code, cause, fault, fix, message, disruption)
+
+
+def crash_of_pod(pod: Manifest) -> str | None:
+    """Say how a pod's worker crashed by itself; None where it did not, or the cluster ended it."""
+    end = pod_end(pod)
+    if end is None or end.was_disrupted or pod["status"].get("reason") == "Evicted":
+        return None
+    is_out_of_memory = _container(pod).get("terminated", {}).get("reason") == "OOMKilled"
+    # A container tells a signal by 128 and its number.
+    code = SIGNAL_CODES - end.code if end.code is not None and end.code > SIGNAL_CODES else 0
+    return OUT_OF_MEMORY if is_out_of_memory else crash_of(code, ran_out_of_memory=False)
 
 
 def _cause(

@@ -12,6 +12,7 @@ from typing import Any
 import jsonpatch
 import jsonpointer
 
+from hvkf.crashes import WORKER_VARIABLE
 from hvkf.distributed import launch_command
 from hvkf.errors import BadInput, ConfigError
 from hvkf.jobs.spec import BAD_INPUT_CODE, KILLED_CODE, NORMAL_PRIORITY, UNKNOWN, JobSpec
@@ -240,7 +241,11 @@ def _container(job: JobSpec) -> Manifest:
         "image": jobs.image or cluster.image,
         "imagePullPolicy": "IfNotPresent",
         "command": pod_command(job),
-        "env": [{"name": name, "value": value} for name, value in _environment(job).items()],
+        "env": [
+            # A crash is noted under the pod's name; see `hvkf.crashes`.
+            {"name": WORKER_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            *({"name": name, "value": value} for name, value in _environment(job).items()),
+        ],
         "resources": {"requests": requests, "limits": limits},
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -94,6 +94,9 @@ def _quantiles(means: Floats, seed: int) -> tuple[float, float]:
     count = len(means)
     student = float(t.ppf(0.5 + CONFIDENCE / 2, count - 1))
     least = student * (1 + WIDENING * min(1.0, FULL_VIDEOS / count))
+    weight = _weight(count)
+    if weight == 0:
+        return least, least
     generator = np.random.default_rng(seed)
     drawn = means[generator.integers(0, count, size=(NUM_RESAMPLES, count))]
     distance = drawn.mean(axis=1) - means.mean()
@@ -102,7 +105,6 @@ def _quantiles(means: Floats, seed: int) -> tuple[float, float]:
     statistic = distance / np.maximum(error, np.where(bound > 0, bound, 1.0))
     tail = (1 - CONFIDENCE) / 2
     high, low = np.quantile(statistic, [1 - tail, tail])
-    weight = _weight(count)
     return (
         max(least, student + weight * (float(high) - student)),
         max(least, student + weight * (-float(low) - student)),

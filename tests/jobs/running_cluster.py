@@ -212,12 +212,20 @@ def _environment(
         "JOB_COMPLETION_INDEX": index,
     }
     for variable in container.get("env", ()):
-        value = str(variable["value"])
+        value = str(variable.get("value") or _field(pod, variable["valueFrom"]))
         if value == "/tmp" or value.startswith("/cache"):
             value = f"{root}{value}"
             Path(value).mkdir(parents=True, exist_ok=True)
         environment[variable["name"]] = value
     return environment
+
+
+def _field(pod: Object, source: Object) -> str:
+    """Read a field of the pod, as the downward API does."""
+    value: Any = pod
+    for name in source["fieldRef"]["fieldPath"].split("."):
+        value = value[name]
+    return str(value)
 
 
 @contextmanager

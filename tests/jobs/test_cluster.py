@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hvkf.crashes import CRASHES, OUT_OF_MEMORY, find_crash
 from hvkf.errors import BadInput, HvkfError, TryAgain
 from hvkf.jobs.cluster_state import index_of
 from hvkf.storage import FolderStore
@@ -103,6 +104,7 @@ def test_a_pod_without_enough_memory_says_what_to_raise(
     with pytest.raises(BadInput, match=r"used more memory than it has.*raise memory"):
         waiter.result()
     assert len(cluster.pods()) == 2, "another start would have no more memory"
+    assert find_crash(store, name) == OUT_OF_MEMORY
     assert store.exists("out/1"), "the other part is done"
 
 
@@ -112,6 +114,32 @@ def test_a_pod_that_was_killed_for_another_reason_is_started_again(
     waiter = Waiter(plan_of(store, f"{ONCE} && kill -9 $$; {DONE}", max_attempts=2), store)
     waiter.result()
     assert len(cluster.pods()) == 2
+
+
+def test_a_pods_crash_is_noted_under_its_name(cluster: RunningCluster, store: FolderStore) -> None:
+    crash = f'{ONCE} && {{ echo "I am $HVKF_WORKER"; kill -SEGV $$; }}; {DONE}'
+    waiter = Waiter(plan_of(store, crash, max_attempts=2), store).result()
+    (note,) = store.list(CRASHES)
+    name = note.rpartition("/")[2].removesuffix(".json")
+    assert find_crash(store, name) == "SIGSEGV"
+    assert {f"I am {name}", f"worker {name} crashed: SIGSEGV"} <= set(waiter.lines)
+    assert len(cluster.pods()) == 2
+
+
+@pytest.mark.parametrize("how", ["evicted", "killed"])
+def test_an_eviction_or_a_kill_is_no_crash_of_the_worker(
+    cluster: RunningCluster, store: FolderStore, how: str
+) -> None:
+    torn_apart = "trap 'kill -SEGV $$' TERM"
+    script = f"{ONCE} || {{ {DONE}; exit 0; }}; {torn_apart}; {FOREVER}"
+    waiter = Waiter(plan_of(store, script, max_attempts=2), store)
+    first = cluster.running()
+    if how == "evicted":
+        cluster.do(lambda seen: seen.pods.evict(first))
+    else:
+        cluster.do(lambda seen: seen.pods.running[first].kill())
+    waiter.result()
+    assert list(store.list(CRASHES)) == []
 
 
 def block_images(seen: SmallCluster, reason: str, message: str) -> None:

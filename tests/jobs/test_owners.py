@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_job_and_takes_it_up_there(
 def test_a_flow_that_is_killed_and_run_again_adopts_its_job_and_goes_on_with_its_log(
     cluster: RunningCluster, store: FolderStore, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hvkf.jobs.cluster.ADOPTED_LINES", 3)
+    monkeypatch.setattr("hvkf.jobs.watched.ADOPTED_LINES", 3)
     flow = start_flow(plan, store, "flow-run")
     assert flow.stdout is not None
     with flow.stdout as said:

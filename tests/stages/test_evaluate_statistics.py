@@ -5,9 +5,11 @@ import pytest
 from scipy.stats import norm, t
 
 from hvkf.stages import evaluate_statistics
-from hvkf.stages.evaluate_statistics import Interval, video_interval
+from hvkf.stages.evaluate_statistics import MIN_VIDEOS, Interval, video_interval
 
 NUM_TRIALS = 3000
+NUM_QUICK_TRIALS = 24_000
+"""Over so few videos that nothing is resampled, many more can be drawn."""
 MAX_FALSE = 0.03
 MIN_FOUND = 0.90
 
@@ -32,7 +34,7 @@ def share_above_zero(
         gain: The true gain in standard errors of the mean.
     """
     generator = np.random.default_rng([num_videos, per_video, round(100 * between), 7])
-    shape = (NUM_TRIALS, num_videos)
+    shape = (NUM_QUICK_TRIALS if num_videos == MIN_VIDEOS else NUM_TRIALS, num_videos)
     if skewness == 0:
         of_videos = generator.normal(size=shape)
     else:
@@ -64,7 +66,7 @@ def test_no_gain_is_seldom_found_and_one_of_four_standard_errors_nearly_always(
     ("num_videos", "per_video", "skewness"),
     [
         *((8, 2, skewness) for skewness in (-0.5, 0.5, 1.0, 2.0)),
-        *((8, 4, -0.5), (9, 4, -0.5), (12, 4, -0.5)),
+        *((8, 4, -0.5), (12, 4, -0.5)),
         *((16, 1, skewness) for skewness in (-0.5, 0.5, 1.0, 2.0)),
         *((32, 2, skewness) for skewness in (-0.5, 0.5, 1.0, 2.0)),
     ],
@@ -105,7 +107,8 @@ def test_a_tail_of_losses_misleads_less_than_students_interval(
 
 @pytest.mark.usefixtures("few_resamples")
 def test_pairs_of_one_video_are_not_taken_for_independent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.stages.test_evaluate_statistics.NUM_TRIALS", 400)
+    for name in ("NUM_TRIALS", "NUM_QUICK_TRIALS"):
+        monkeypatch.setattr(f"tests.stages.test_evaluate_statistics.{name}", 400)
     assert share_above_zero(8, 8, 0.8, 0.0, 0.0) <= 0.04
     assert share_above_zero(12, 2, 0.8, 0.0, 4.0) >= MIN_FOUND
 
