@@ -15,6 +15,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType, WorkPoolStatus
 from prefect.client.schemas.responses import DeploymentResponse
 
+from hvkf.shown import counted
+
 # The server looks for schedules that were switched on every few seconds, and at all every minute.
 SCHEDULED_WITHIN = timedelta(minutes=2)
 PAGE = 200
@@ -63,7 +65,8 @@ def _schedules(client: SyncPrefectClient, since: datetime) -> Iterator[str]:
             limit=PAGE,
         )
         if runs:
-            yield f"has     {len(runs)} runs of {deployment.name} planned by its schedule"
+            planned = counted(len(runs), "run")
+            yield f"has     {planned} of {deployment.name} planned by its schedule"
         else:
             yield (
                 f"lacks   a planned run of {deployment.name}, whose schedule is on: the services "

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from hvkf.shown import counted
+
 MAX_ROWS = 200
 
 
@@ -56,7 +58,8 @@ class Sightings:
         if rate > 0:
             words += [f"{rate:.3g} per second", f"{_duration((total - done) / rate)} left"]
         words.append(f"{sum(w.failed for w in workers)} failed")
-        words.append(f"{len(self._parts) - len(self._pending)} of {len(self._parts)} parts done")
+        num_done = len(self._parts) - len(self._pending)
+        words.append(f"{num_done} of {counted(len(self._parts), 'part')} done")
         return 100.0 * done / total, ", ".join(words)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -78,7 +81,7 @@ class Sightings:
                 {"what": f"part {part}", "state": state, "items": "", "failed": "", "at": ""}
             )
         if len(parts) > MAX_ROWS:
-            more = {"what": f"and {len(parts) - MAX_ROWS} more parts", "state": ""}
+            more = {"what": f"and {counted(len(parts) - MAX_ROWS, 'more part')}", "state": ""}
             rows.append({**more, "items": "", "failed": "", "at": ""})
         return rows
 

@@ -53,6 +53,7 @@ from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.settings_command import add_commands as add_settings_command
 from hvkf.settings_command import help_of
+from hvkf.shown import are, counted
 from hvkf.storage import Store, open_existing, open_folder, open_store
 from hvkf.uses import at_work, close_plan
 from hvkf.verbosity import Verbosity, verbosity
@@ -193,7 +194,7 @@ def _run_parts(stage: str, plan: Plan, store: Store, parts: str | None, index: i
     chosen = list(numbers) if parts is None else read_numbers(parts, numbers)
     if index is not None:
         if index >= len(chosen):
-            raise BadInput(f"--index {index} is behind the {len(chosen)} parts given.")
+            raise BadInput(f"--index {index} is behind the {counted(len(chosen), 'part')} given.")
         chosen = [chosen[index]]
     with exit_code_recorded(), missing_modules_told(f"`hvkf {stage} run`"):
         stage_module(stage).run(plan, store, [plan.parts[number] for number in chosen])
@@ -259,9 +260,10 @@ def verify(
     for line in found.lines():
         print(line)
     if found.faults:
+        num_faults = len(found.faults)
         raise CorruptData(
-            f"{len(found.faults)} stored objects are damaged or gone, of {found.num_objects} that "
-            "are there (see above)."
+            f"{counted(num_faults, 'stored object')} {are(num_faults)} damaged or gone, of "
+            f"{found.num_objects} that are there (see above)."
         )
     print(f"{found.num_objects} stored objects are as they were written")
 

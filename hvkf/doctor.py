@@ -14,6 +14,7 @@ from hvkf.atomic_files import what_folder_lacks
 from hvkf.config import Config
 from hvkf.config_checks import find_obstacles
 from hvkf.model_source import cache_folder
+from hvkf.shown import counted
 from hvkf.storage import open_folder
 
 REQUIRED = {
@@ -75,7 +76,7 @@ def _packages(packages: dict[str, tuple[str, str]], word: str) -> Iterable[str]:
 
 def _machine() -> Iterable[str]:
     memory_gib = psutil.virtual_memory().total / GIB
-    yield f"has     {os.cpu_count()} cores, {memory_gib:.0f} GiB of memory"
+    yield f"has     {counted(os.cpu_count() or 1, 'core')}, {memory_gib:.0f} GiB of memory"
     gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*"))
     if gpus:
         yield f"has     {len(gpus)} NVIDIA GPUs"

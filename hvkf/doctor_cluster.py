@@ -7,6 +7,7 @@ from hvkf.config import Config
 from hvkf.errors import AlreadyExists, HvkfError
 from hvkf.jobs.kubernetes_access import Access
 from hvkf.settings.jobs import STAGES, StageJobs
+from hvkf.shown import counted
 from hvkf.storage_s3 import S3Store
 
 # What flows do on the cluster; k8s/base/access.yaml grants it.
@@ -94,7 +95,7 @@ def _gpus(config: Config, stages: dict[str, StageJobs], access: Access) -> Itera
         )
     elif total or not most:
         num_nodes = sum(count > 0 for count in nodes.values())
-        yield f"has     {total} {resource} on {num_nodes} of {len(nodes)} nodes"
+        yield f"has     {total} {resource} on {num_nodes} of {counted(len(nodes), 'node')}"
 
 
 def _queues(stages: dict[str, StageJobs], access: Access) -> Iterator[str]:

@@ -16,7 +16,7 @@ SHARD_FOLDER = re.compile(r"[^./][^/]*-[0-9a-f]+(-[0-9]+)?")
 SHARD_NAME = re.compile(r"index\.json|shard\.[0-9]+\.mds(\.[a-z0-9]+)?")
 
 Segment = tuple[str, str]
-"""The root that a segment lies in, such as scenes/<settings digest>, and its id."""
+"""The root that a segment lies in, such as scenes/<stage version>, and its id."""
 
 
 class Objects:

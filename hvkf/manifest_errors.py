@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from hvkf.errors import BadInput
-from hvkf.shown import cut
+from hvkf.shown import counted, cut
 
 MAX_TOLD_LETTERS = 330
 MAX_ERROR_LETTERS = 240
@@ -79,8 +79,8 @@ class ManifestError(BadInput):
         told = _first_of(self.errors)
         more = num - len(told)
         return (
-            f"The manifest {cut(self.name, MAX_NAME_LETTERS)} cannot be rendered; {num} "
-            f"error{'s' * (num != 1)} in {rows} row{'s' * (rows != 1)}: {'; '.join(told)}"
+            f"The manifest {cut(self.name, MAX_NAME_LETTERS)} cannot be rendered; "
+            f"{counted(num, 'error')} in {counted(rows, 'row')}: {'; '.join(told)}"
             + (f"; and {more} more" if more > 0 else "")
             + "."
             + (f" {self.note}" if self.note else "")

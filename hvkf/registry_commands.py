@@ -128,8 +128,9 @@ def _refuse_contaminated(store: Store, lora: Lora) -> None:
         )
     if trained is not None and (seen := seen_held_out(store, trained)):
         raise BadInput(
-            f"{lora.name}, or a LoRA that it began from, was trained on {len(seen)} held-out "
-            f"videos ({', '.join(seen[:3])}): train from scratch on a data set that holds them out."
+            f"{lora.name}, or a LoRA that it began from, was trained on "
+            f"{counted(len(seen), 'held-out video')} ({', '.join(seen[:3])}): train from "
+            "scratch on a data set that holds them out."
         )
 
 

@@ -123,8 +123,8 @@ def fetch(
     store = open_existing(read_config(context, config, workspace).workspace)
     fetched = copy(store, render, folder)
     print(
-        f"{counted(fetched.num_copied, 'video')} copied to {folder}, {fetched.num_there} were "
-        f"there, {fetched.num_failed} rows have none (see results.parquet)"
+        f"{counted(fetched.num_copied, 'video')} copied to {folder}, {fetched.num_there} there "
+        f"before, none for {counted(fetched.num_failed, 'row')} (see results.parquet)"
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvkf.errors import BadInput
-from hvkf.shown import shown
+from hvkf.shown import counted, shown
 from hvkf.table_files import Row, TableFile
 
 MAX_ROWS_NAMED = 10
@@ -160,7 +160,7 @@ def _refuse_rows(name: str, problem: str, shown: Iterable[str]) -> None:
         return
     more = len(rows) - MAX_ROWS_NAMED
     raise BadInput(
-        f"The table {name} has {len(rows)} row{'s' if len(rows) > 1 else ''} {problem}: "
+        f"The table {name} has {counted(len(rows), 'row')} {problem}: "
         + ", ".join(rows[:MAX_ROWS_NAMED])
         + (f" and {more} more." if more > 0 else ".")
     )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from hvkf.errors import CorruptData
 from hvkf.journal import entry_path
 from hvkf.progress import Progress, progress
+from hvkf.shown import counted
 from hvkf.storage import FORMAT_FILE, WORKSPACE_FORMAT, Store, object_sha256
 from hvkf.stored import open_parquet, refuse_object
 from hvkf.stored_kinds import ROOTS, Kind, fix_of, kind_of
@@ -39,14 +40,14 @@ class Verified(NamedTuple):
 
     def lines(self) -> list[str]:
         """Write for people how many objects of which kinds there are, and what is foreign."""
-        counts = [f"  {count} {name}" for name, count in self.counts.items()]
+        counts = [f"  {name}: {count}" for name, count in self.counts.items()]
         if not self.foreign:
             return counts
         shown = ", ".join(self.foreign[:MAX_SHOWN])
         more = len(self.foreign) - MAX_SHOWN
         return [
             *counts,
-            f"  {len(self.foreign)} foreign files, left alone: {shown}"
+            f"  {counted(len(self.foreign), 'foreign file')}, left alone: {shown}"
             + (f" and {more} more" if more > 0 else ""),
         ]
 

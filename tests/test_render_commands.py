@@ -184,7 +184,7 @@ def test_verify_hashes_rendered_videos_too(
     capsys.readouterr()
     run_command("verify", f"--workspace={store.url}")
     said = capsys.readouterr().out
-    assert "8 rendered files" in said
+    assert "  rendered files: 8\n" in said
     assert said.endswith("stored objects are as they were written\n")
     first, second = sorted(store.root.glob("renders/*/video.mp4"))
     first.write_bytes(first.read_bytes() + b"x")

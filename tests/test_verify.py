@@ -114,13 +114,13 @@ def test_the_command_answers_65_and_says_what_there_is(
     place = f"--workspace={store.root}"
     run_command("verify", place)
     said = capsys.readouterr().out
-    assert "\n  2 checkpoint records\n" in f"\n{said}"
+    assert "\n  checkpoint records: 2\n" in f"\n{said}"
     assert "stored objects are as they were written" in said
     path = next(store.list("claims"))
     data = store.read(path)
     store.put(path, b"{")
     try:
-        with pytest.raises(CorruptData, match="1 stored objects are damaged or gone") as caught:
+        with pytest.raises(CorruptData, match="1 stored object is damaged or gone") as caught:
             run_command("verify", place)
     finally:
         store.put(path, data)

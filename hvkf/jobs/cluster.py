@@ -18,6 +18,7 @@ from hvkf.jobs.turns import IN_TURNS, Turns
 from hvkf.jobs.watched import TICK_S, Watched
 from hvkf.ledger import pending_parts
 from hvkf.records import Plan
+from hvkf.shown import counted
 from hvkf.storage import Store
 
 LAST_LOGS_S = 5.0
@@ -208,7 +209,7 @@ class WaitingTask:
             elif time.monotonic() - waiting_since_s > job.jobs.start_timeout_s:
                 why = "; ".join(blocks) or "the cluster says nothing of why"
                 raise BadInput(
-                    f"{self._name}: {num_started} of {needed} pods started within "
+                    f"{self._name}: {num_started} of {counted(needed, 'pod')} started within "
                     f"{job.jobs.start_timeout_s:g} s: {why}."
                 )
             if job.is_gang and (silent := self._silent(job)):

@@ -25,6 +25,7 @@ from hvkf.jobs.spec import stage_jobs
 from hvkf.liveness import ProcessMark, is_running, this_process
 from hvkf.model_source import cache_folder
 from hvkf.records import Part, Plan, Record, digest
+from hvkf.shown import counted
 from hvkf.stored import decode_record
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Asker(Record):
 def _written(seconds: float) -> str:
     if seconds < SHOWN_SECONDS:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes"
+    return counted(round(seconds / 60), "minute")
 
 
 class _Stored(Record):

@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from hvkf.shown import counted
+
 
 def best_device() -> torch.device:
     """Return this process's GPU, by its local rank, or the CPU."""
@@ -17,4 +19,4 @@ def device_name() -> str:
     device = best_device()
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU with {torch.get_num_threads()} threads"
+    return f"CPU with {counted(torch.get_num_threads(), 'thread')}"

@@ -14,6 +14,7 @@ from hvkf.loras import resolve_lora
 from hvkf.records import FORMAT_VERSION, Record, digest
 from hvkf.registry import FOLDER, OutOfDate, Version, find_registered
 from hvkf.settings.evaluation import GateConfig, GateFigure
+from hvkf.shown import counted
 from hvkf.stages.evaluate_records import ClipFidelity, Metrics, find_metrics, video_of
 from hvkf.stages.evaluate_statistics import MIN_VIDEOS, Interval, num_videos, video_interval
 from hvkf.stages.promotion import candidate_of, put_into_use
@@ -115,9 +116,9 @@ def judge(rule: GateConfig, metrics: Metrics, champion: Metrics | None, version:
     videos = [video_of(pair) for pair in common]
     if num_videos(videos) < MIN_VIDEOS:
         return no_verdict(
-            f"{len(pairs)} pairs of {num_videos(videos)} source videos were rendered with both, "
-            f"and fewer than {MIN_VIDEOS} videos give no verdict: hold out more videos "
-            "(ingest.min_holdout), and set evaluate.num_pairs to at least as many"
+            f"{counted(len(pairs), 'pair')} of {counted(num_videos(videos), 'source video')} with "
+            f"renderings of both, and fewer than {MIN_VIDEOS} videos give no verdict: hold out "
+            "more videos (ingest.min_holdout), and set evaluate.num_pairs to at least as many"
         )
     rules: list[tuple[GateFigure, Literal["better", "not-worse"]]] = [
         *((figure, "better") for figure in rule.better),
@@ -146,8 +147,8 @@ def _sentence(finding: Finding, against: str) -> str:
     wanted = "above 0" if finding.rule == "better" else f"above {-finding.margin:g}"
     return (
         f"{finding.figure}: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over "
-        f"{gain.num_pairs} pairs of {gain.num_videos} videos against {against}; the interval must "
-        f"lie {wanted}: {'it does' if finding.is_met else 'it does not'}"
+        f"{counted(gain.num_pairs, 'pair')} of {gain.num_videos} videos against {against}; "
+        f"the interval must lie {wanted}: {'it does' if finding.is_met else 'it does not'}"
     )
 
 
@@ -263,9 +264,9 @@ def _seen(store: Store, metrics: Metrics) -> str:
     )
     if seen:
         return (
-            f"{metrics.run_id}, or a LoRA that it began from, was trained on {len(seen)} of the "
-            f"held-out videos ({', '.join(seen[:3])}): its figures say nothing. Train from scratch "
-            "on this data set, or evaluate on videos that it never saw"
+            f"{metrics.run_id}, or a LoRA that it began from, was trained on "
+            f"{counted(len(seen), 'held-out video')} ({', '.join(seen[:3])}): its figures say "
+            "nothing. Train from scratch on this data set, or evaluate on videos that it never saw"
         )
     if trained.unknown:
         return (

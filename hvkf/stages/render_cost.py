@@ -220,7 +220,8 @@ class Quote(Record):
             return lines
         lines += [f"{fault.source}: {fault.message} [{fault.code}]" for fault in self.failures]
         more = self.num_failed - len(self.failures)
-        return [*lines, f"and {more} more rows that cannot be rendered"] if more > 0 else lines
+        rest = f"and {counted(more, 'more row')} that cannot be rendered"
+        return [*lines, rest] if more > 0 else lines
 
 
 def _cost(group: Group) -> str:

@@ -73,7 +73,7 @@ def plan(config: Config, store: Store) -> Plan:
         },
         parts=() if is_done else (Part(index=0, outputs=(path,), work={"run_id": run.run_id}),),
         committed=path if is_done else None,
-        note=f"{len(items.train)} samples train, {len(items.holdout)} are held out",
+        note=f"{counted(len(items.train), 'sample')} to train on, {len(items.holdout)} held out",
     )
 
 

@@ -17,6 +17,7 @@ from hvkf.errors import BadInput
 from hvkf.mds_index import MdsShard, check_stored, read_index
 from hvkf.records import digest
 from hvkf.settings.data import DataConfig
+from hvkf.shown import counted
 from hvkf.storage import Store, open_folder
 
 SAMPLED_BYTES = 1 << 20
@@ -106,8 +107,8 @@ def read_items(store: Store, sources: Mapping[str, Any], data: DataConfig) -> It
         content.append([item.bucket, item.key, sha256, is_held_out])
     if not train:
         raise BadInput(
-            f"There is nothing to train on: all {len(holdout)} samples are of held-out videos. "
-            "Lower ingest.holdout_fraction or ingest.min_holdout, or add videos."
+            f"There is nothing to train on: every sample ({len(holdout)}) is of a held-out "
+            "video. Lower ingest.holdout_fraction or ingest.min_holdout, or add videos."
         )
     columns = [column for _, column in _columns(data)] if sources["kind"] == "mds" else []
     return Items(train, holdout, digest([*content, *columns]))
@@ -129,8 +130,8 @@ def _cache_folders(data: DataConfig) -> list[dict[str, str]]:
     remote = [_absolute(folder) for folder in data.remote or ()]
     if remote and local and len(remote) != len(local):
         raise BadInput(
-            f"data.remote names {len(remote)} folders and data.local {len(local)}: give as many, "
-            "or leave data.local out."
+            f"data.remote names {counted(len(remote), 'folder')} and data.local {len(local)}: give "
+            "as many, or leave data.local out."
         )
     if not remote:
         return [{"url": folder, "cache": ""} for folder in local]

@@ -356,8 +356,8 @@ def make_schedule(config: Config, run: RunRecord, items: Items, gang: Gang) -> t
     if batch_size != planned:
         accumulated = config.hparams.gradient_accumulation_steps
         raise BadInput(
-            f"The run {run.run_id!r} has {planned} samples in a step, but data.batch_size "
-            f"{config.data.batch_size} x {counted(gang.num_ranks, 'rank')} x "
+            f"The run {run.run_id!r} has {counted(planned, 'sample')} in a step, but "
+            f"data.batch_size {config.data.batch_size} x {counted(gang.num_ranks, 'rank')} x "
             f"hparams.gradient_accumulation_steps {accumulated} are {batch_size}: set these, or "
             "jobs.train.workers, to make up the same number."
         )

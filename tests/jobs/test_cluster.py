@@ -189,7 +189,7 @@ def test_a_job_that_no_node_can_take_says_which_resource_lacks(
     waiter = Waiter(plan, store).end()
     assert isinstance(waiter.fault, BadInput)
     told = str(waiter.fault)
-    assert "0 of 1 pods started within 1 s" in told
+    assert "0 of 1 pod started within 1 s" in told
     assert "Insufficient nvidia.com/gpu" in told
     assert "lower jobs.cache.gpus_per_pod" in told
     cluster.wait(lambda seen: not seen.objects.all("jobs"))

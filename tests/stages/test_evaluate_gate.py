@@ -172,7 +172,7 @@ def test_a_lora_that_was_trained_on_a_held_out_video_gets_no_verdict_nor_do_its_
     store.put(path, metrics.model_copy(update={"pairs": tuple(pairs)}).to_json())
     gated = gate(RULE, store, path)
     assert gated.verdict.outcome == "no-verdict"
-    assert "trained on 10 of the held-out videos (videos/00.mp4, " in gated.verdict.reasons[0]
+    assert "trained on 10 held-out videos (videos/00.mp4, " in gated.verdict.reasons[0]
     assert find_registered(store, "house") is None
 
 
@@ -212,7 +212,7 @@ def test_by_hand_a_lora_that_saw_a_held_out_video_is_refused_and_another_is_not(
     store.put(lineage_path("by-hand"), TrainedOn(sources=sources).to_json())
     command = ["registry", "promote", "house", "--workspace", str(store.root)]
     if is_seen:
-        with pytest.raises(BadInput, match=r"trained on 1 held-out videos \(videos/0"):
+        with pytest.raises(BadInput, match=r"trained on 1 held-out video \(videos/0"):
             run_command(*command, "--lora", "run:by-hand")
     else:
         run_command(*command, "--lora", "run:by-hand")

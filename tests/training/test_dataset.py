@@ -122,7 +122,7 @@ def test_nothing_to_train_on_is_refused_with_the_fix(store: FolderStore) -> None
     with pytest.raises(BadInput, match="run `hvkf encode` first"):
         find_sources(config, store)
     write_latents(store, config, {BUCKET: 2}, num_holdout=2)
-    with pytest.raises(BadInput, match=r"all 2 samples are of held-out.*holdout_fraction"):
+    with pytest.raises(BadInput, match=r"every sample \(2\) is of a held-out.*holdout_fraction"):
         read_items(store, find_sources(config, store), config.data)
 
 
