@@ -10,6 +10,7 @@ from hvkf.registry import names, read_registered
 from hvkf.stages.evaluate_gate import DECISIONS, Decision
 from hvkf.storage import Store
 from hvkf.stored import read_record
+from hvkf.training.cost import timings_folder
 from hvkf.training.lineage import lineage_path
 from hvkf.training.runs import COMMIT_NAME, result_path, run_folder
 
@@ -43,6 +44,8 @@ def useless_runs(store: Store, plans: list[Plan], until_s: float) -> Iterator[Ru
             continue
         kept = lineage_path(run_id)
         gone = sorted((path for path in paths if path != kept), key=_Order(run_id))
+        if gone:
+            gone[-1:-1] = store.list(timings_folder(run_id))  # run.json stays the last
         if gone and max(store.stat(path).modified_s for path in gone) <= until_s:
             yield RunFolder(run_id, REFUSED if has_result else ABANDONED, tuple(gone))
 

@@ -108,7 +108,8 @@ def list_runs(
     """
     reading = Reading(store)
     paths = list(store.list("runs"))
-    ours = [path for path in paths if kind_of(path) is not None]
+    # The list of a run's training videos alone is what `hvkf gc` leaves of one that it removed.
+    ours = [path for path in paths if kind_of(path) and not is_of_kind(path, "training videos")]
     begun = {run_id: _begun_s(store, own) for run_id, own in _by_run(ours).items()}
     at_work = AtWork(reading, clock())
     waiting = _waiting(reading, at_work, begun)

@@ -22,6 +22,7 @@ from hvkf.registry import Candidate, keep_lora, promote
 from hvkf.settings.evaluation import GateConfig
 from hvkf.stages.evaluate_gate import DECISIONS, Decision, Outcome, Verdict
 from hvkf.storage import FolderStore, file_sha256
+from hvkf.training.cost import timings_folder
 from hvkf.training.lineage import lineage_path
 from hvkf.uses import close_plan
 from tests.commands import run_command
@@ -227,7 +228,11 @@ def test_abandoned_and_refused_runs_go_on_request_by_age_and_their_lineage_stays
     assert {path.split("/")[1] for path in found(store, ABANDONED, **days)} == {"abandoned"}
     assert {path.split("/")[1] for path in found(store, REFUSED, **days)} == {"refused"}
     assert removed(store) == set()
-    assert {path.split("/")[1] for path in removed(store, REFUSED)} == {"refused"}
+    time = f"{timings_folder('refused')}/0.json"
+    store.put(time, b"{}")
+    age(store, "timings")
+    assert {path.split("/")[1] for path in removed(store, REFUSED) - {time}} == {"refused"}
+    assert not store.exists(time), "what a run took goes with it"
     assert list(store.list("runs/refused")) == [lineage_path("refused")]
     removed(store, ABANDONED, REFUSED)
     left = {path.split("/")[1] for path in store.list("runs") if path.endswith("/result.json")}

@@ -156,6 +156,17 @@ def test_a_run_that_is_planned_waits(store: FolderStore) -> None:
     assert of_run(store, "new").state == "stopped"
 
 
+def test_a_run_that_was_removed_is_no_run_although_its_videos_are_remembered(
+    store: FolderStore,
+) -> None:
+    write_run(store, "gone")
+    for path in list(store.list("runs")):
+        if not path.endswith("/trained_on.json"):
+            store.delete(path)
+    assert list(store.list("runs")) == ["runs/gone/trained_on.json"]
+    assert list_runs(store).runs == ()
+
+
 def test_the_cost_of_a_run_is_that_of_all_its_processes(store: FolderStore) -> None:
     write_run(store, "one")
     assert of_run(store, "one").device_hours is None, "an earlier hvkf timed nothing"

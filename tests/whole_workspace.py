@@ -10,9 +10,10 @@ from hvkf.config import Config
 from hvkf.crashes import note_crash
 from hvkf.loras import resolve_lora
 from hvkf.manifest import keep_pasted_rows
+from hvkf.manifest_errors import ManifestError, RowError
 from hvkf.media.writing import write_png
 from hvkf.nightly import Night
-from hvkf.stages import render
+from hvkf.stages import render, render_errors
 from hvkf.stages.evaluate_gate import gate
 from hvkf.stages.promotion import candidate_of, put_into_use
 from hvkf.stages.render_records import manifest_folder
@@ -79,6 +80,8 @@ def _leave_traces(store: Store) -> None:
     """Leave what a deletion, a crash and a killed command leave."""
     change_sweep(store, begin_sweep(store), "done", frozenset(), time.time)
     note_crash(store, "render-1", "SIGSEGV")
+    unwritable = ManifestError("/proc/none/a.csv", [RowError(1, "a", "prompt", "", "is empty")], 1)
+    render_errors.kept(unwritable, store)
     use = WorkUse(
         what="hvkf train",
         owner="here:1",
