@@ -49,13 +49,21 @@ def run_plan(
     with closing(Cluster(job.cluster)) as cluster, Feed(cluster, selector) as feed:
         watched = Watched(feed, listener, CrashNotes(store, listener).look)
         task = WaitingTask(cluster, watched, listener, owner or made_up_owner(), moves)
-        failures = 0
+        failures, memory = 0, None
         while parts := turns.next(before := pending_parts(store, plan)):
-            job = job_for(plan, store.url, parts, attempt=1)
+            job = _with_memory(job_for(plan, store.url, parts, attempt=1), memory)
             fault = task.run(job)
             left = pending_parts(store, plan)
             if fault is None and is_done(plan, before, left):
                 failures = 0
+                continue
+            more = job.jobs.memory_once_more
+            if isinstance(fault, said.OutOfMemory) and more is not None and memory is None:
+                memory = more
+                listener.on_log(
+                    f"{job.stage}: attempt {task.attempt} ended: {fault} Starting once more, with "
+                    f"jobs.{job.stage}.memory_once_more={memory}."
+                )
                 continue
             failures += 1
             fault = fault or Incomplete(f"{job.stage}: a job ended without doing all its parts.")
@@ -69,6 +77,12 @@ def run_plan(
                 turns.give_up(parts, left, fault)
                 failures = 0
     turns.finish()
+
+
+def _with_memory(job: JobSpec, memory: str | None) -> JobSpec:
+    if memory is None:
+        return job
+    return job.model_copy(update={"jobs": job.jobs.model_copy(update={"memory": memory})})
 
 
 class WaitingTask:

@@ -28,6 +28,10 @@ class Killed(TryAgain):
     """A pod was killed, and not for its memory."""
 
 
+class OutOfMemory(BadInput):
+    """A pod used more memory than it has."""
+
+
 class Blocked(NamedTuple):
     """Why a pod does not start; `is_final` when no waiting helps.
 
@@ -155,7 +159,7 @@ def _cause(
     reason = terminated.get("reason", "")
     disruption = _condition(pod, "DisruptionTarget")
     if reason == "OOMKilled":
-        return BadInput, "used more memory than it has", "raise memory, or lower the batch size"
+        return OutOfMemory, "used more memory than it has", "raise memory, or lower the batch size"
     if pod["status"].get("reason") == "Evicted":
         evicted = pod["status"].get("message", "evicted by its node")
         fix = "raise ephemeral_storage" if "storage" in evicted else "raise memory"

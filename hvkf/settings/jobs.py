@@ -47,6 +47,11 @@ class StageJobs(Section):
     nodes: int = Field(1, ge=1, description="Of train: pods that train together.")
     cpu: str = Field("2", pattern=QUANTITY, description="CPU cores that a pod asks for.")
     memory: str = Field("8Gi", pattern=QUANTITY, description="Memory that a pod gets at most.")
+    memory_once_more: str | None = Field(
+        None,
+        pattern=QUANTITY,
+        description="Memory of one more start where pods ran out of theirs; null: none is made.",
+    )
     ephemeral_storage: str = Field(
         "20Gi", pattern=QUANTITY, description="Disk that a pod gets: shard cache, scratch files."
     )

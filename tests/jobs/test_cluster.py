@@ -11,6 +11,7 @@ from hvkf.crashes import CRASHES, OUT_OF_MEMORY, find_crash
 from hvkf.errors import BadInput, HvkfError, TryAgain
 from hvkf.jobs.cluster_state import index_of
 from hvkf.storage import FolderStore
+from tests.jobs.cluster_objects import Object
 from tests.jobs.running_cluster import RunningCluster
 from tests.jobs.small_cluster import SmallCluster
 from tests.jobs.waiting import DONE, Waiter, plan_of
@@ -106,6 +107,27 @@ def test_a_pod_without_enough_memory_says_what_to_raise(
     assert len(cluster.pods()) == 2, "another start would have no more memory"
     assert find_crash(store, name) == OUT_OF_MEMORY
     assert store.exists("out/1"), "the other part is done"
+
+
+def memory_of(pod: Object) -> str:
+    limits = pod["spec"]["containers"][0]["resources"]["limits"]
+    return str(limits["memory"])
+
+
+def test_a_pod_without_enough_memory_is_started_once_more_with_what_is_set(
+    cluster: RunningCluster, store: FolderStore
+) -> None:
+    plan = plan_of(store, FOREVER, memory="1Gi", memory_once_more="3Gi", max_attempts=5)
+    waiter = Waiter(plan, store)
+    first = cluster.running()
+    cluster.do(lambda seen: seen.pods.run_out_of_memory(first))
+    (second,) = cluster.wait(lambda seen: set(seen.pods.running) - {first})
+    assert [memory_of(pod) for pod in cluster.pods()] == ["1Gi", "3Gi"]
+    cluster.do(lambda seen: seen.pods.run_out_of_memory(second))
+    with pytest.raises(BadInput, match=r"used more memory than it has.*raise memory"):
+        waiter.result()
+    assert len(cluster.pods()) == 2, "once"
+    assert waiter.said("Starting once more, with jobs.cache.memory_once_more=3Gi.")
 
 
 def test_a_pod_that_was_killed_for_another_reason_is_started_again(
