@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -146,3 +147,10 @@ def test_general_options_stand_anywhere(
     assert ended(*words, f"--workspace={tmp_path}") == 0
     assert os.environ["HVKF_VERBOSITY"] == "quiet"
     assert "opposites" in ended.refused(*words, "--verbose")
+
+
+def test_a_shell_completes_commands() -> None:
+    words = {"_HVKF_COMPLETE": "complete_bash", "COMP_WORDS": "hvkf ren", "COMP_CWORD": "1"}
+    command = [str(Path(sys.executable).parent / "hvkf")]
+    answer = subprocess.run(command, env={**os.environ, **words}, capture_output=True, check=True)
+    assert answer.stdout.split() == [b"render", b"renders"]
