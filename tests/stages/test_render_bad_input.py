@@ -38,7 +38,7 @@ def test_two_keyframes_of_different_aspect_are_cropped_alike_and_it_is_noted(
     quoted = render.quoted_plan(config_for(manifest), store)
     notes = [task.notes for task in rows_of(quoted.plan, store)]
     assert notes == ["", "images of 32x32, 70x40 are cropped to 32x32"]
-    assert "in 1 rows images are cropped at the sides (see notes)" in quoted.quote.notes
+    assert "in 1 row images are cropped at the sides (see notes)" in quoted.quote.notes
 
 
 def test_a_prompt_of_more_than_256_tokens_is_cut_and_it_is_noted(
