@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 
 from flows.endings import told
+from flows.form_errors import read_form
 from flows.forms import NightlyForm
 from flows.labels import label_this_run
 from flows.pipeline import Ran, lines_of, run_below
@@ -39,14 +40,14 @@ SHOWN = {
 """What the verdict's table shows, and how it is called there."""
 
 
-@flow(name="nightly", persist_result=False)
+@flow(name="nightly", persist_result=False, validate_parameters=False)
 def nightly(request: NightlyForm) -> State[Any]:
     """Retrain on what is new, evaluate, and put the new LoRA into use if it is found better.
 
     Args:
         request: The deployed settings to use, and what to change of them.
     """
-    return told("nightly", lambda: _night(request.to_config()))
+    return told("nightly", lambda: _night(read_form(NightlyForm, request).to_config()))
 
 
 def _night(config: Config) -> State[Any]:

@@ -7,6 +7,7 @@ from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.endings import result_of, told
+from flows.form_errors import read_form
 from flows.forms import PipelineForm
 from flows.labels import label_this_run, run_name
 from flows.links import links_of, run_link
@@ -33,7 +34,7 @@ class Ran(NamedTuple):
     error: str = ""
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", persist_result=False, validate_parameters=False)
 def pipeline(request: PipelineForm) -> list[Summary] | State[Any]:
     """Run ingest, cache, encode, train, evaluate and, where a manifest is set, render.
 
@@ -42,7 +43,7 @@ def pipeline(request: PipelineForm) -> list[Summary] | State[Any]:
     """
 
     def work() -> list[Summary]:
-        config = request.to_config()
+        config = read_form(PipelineForm, request).to_config()
         label_this_run("pipeline", config)
         return run_chain(config)
 

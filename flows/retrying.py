@@ -29,14 +29,14 @@ class Retrying:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        first, pause_s = await _whole_request(receive), PAUSE_S
+        first, pause_s = await whole_request(receive), PAUSE_S
         deadline_s = time.monotonic() + TRY_FOR_S
         while time.monotonic() < deadline_s:
-            if await self._answered(scope, _replayed(first, receive), send):
+            if await self._answered(scope, replayed(first, receive), send):
                 return
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        await self._app(dict(scope), _replayed(first, receive), send)
+        await self._app(dict(scope), replayed(first, receive), send)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Ask once; whether the answer was sent on, for it was not 503."""
@@ -58,7 +58,7 @@ class Retrying:
         return not is_unavailable
 
 
-async def _whole_request(receive: Receive) -> Message:
+async def whole_request(receive: Receive) -> Message:
     """Read a request with all of its body, or that the client is gone."""
     body = b""
     while True:
@@ -70,7 +70,7 @@ async def _whole_request(receive: Receive) -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
 
-def _replayed(first: Message, receive: Receive) -> Receive:
+def replayed(first: Message, receive: Receive) -> Receive:
     """Give a request that was read already, then what comes after it."""
     waiting = [first]
 

@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.endings import kept, result_of, told
+from flows.form_errors import read_form
 from flows.forms import Form
 from flows.labels import label_this_run
 from flows.links import links_of
@@ -32,11 +33,14 @@ PICTURED = {
 }
 
 
-def run_form(stage: str, request: Form) -> Summary | State[Any]:
-    """Run one stage as its form says, in a run that is named by what it works on."""
+def run_form(stage: str, form: type[Form], values: object) -> Summary | State[Any]:
+    """Run one stage as its form says, in a run that is named by what it works on.
+
+    The form is read here, for Prefect's own check of parameters ends a run with a traceback.
+    """
 
     def work() -> Summary:
-        config = request.to_config()
+        config = read_form(form, values).to_config()
         label_this_run(stage, config)
         return run_stage(stage, config)
 
