@@ -15,7 +15,7 @@ from flows.server import wait_for_server
 from flows.stage import run_stage
 from hvkf.config import Config
 from hvkf.config_checks import check_before_start
-from hvkf.errors import HvkfError
+from hvkf.errors import HvkfError, WorkStopped
 from hvkf.records import Summary, digest
 from hvkf.storage import open_folder
 
@@ -32,6 +32,7 @@ class Ran(NamedTuple):
     run_id: object
     summary: Summary | None
     error: str = ""
+    ended: str = "failed"
 
 
 @flow(name="pipeline", persist_result=False, validate_parameters=False)
@@ -112,7 +113,8 @@ def run_below(
     try:
         summary: Summary = result_of(state)
     except (HvkfError, TimeoutError) as error:
-        on_end(Ran(stage, run_id, None, str(error).partition("\n")[0]))
+        ended = "stopped" if isinstance(error, (WorkStopped, TimeoutError)) else "failed"
+        on_end(Ran(stage, run_id, None, str(error).partition("\n")[0], ended))
         raise
     on_end(Ran(stage, run_id, summary))
     return summary
@@ -140,7 +142,12 @@ def lines_of(ran: list[Ran], workspace: str) -> list[str]:
     lines: list[str] = []
     for entry in ran:
         if entry.summary is None:
-            lines += [f"## {run_link(entry.stage, entry.run_id)}: failed", "", entry.error, ""]
+            lines += [
+                f"## {run_link(entry.stage, entry.run_id)}: {entry.ended}",
+                "",
+                entry.error,
+                "",
+            ]
             continue
         was = "done before" if entry.summary.reused else "done"
         lines += [f"## {run_link(entry.stage, entry.run_id)}: {was}", ""]

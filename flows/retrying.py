@@ -10,6 +10,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flows.asgi import replayed, whole_request
+
 UNAVAILABLE = 503
 TRY_FOR_S = 30.0
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -56,25 +58,3 @@ class Retrying:
             if not is_unavailable:
                 raise
         return not is_unavailable
-
-
-async def whole_request(receive: Receive) -> Message:
-    """Read a request with all of its body, or that the client is gone."""
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return message
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return {"type": "http.request", "body": body, "more_body": False}
-
-
-def replayed(first: Message, receive: Receive) -> Receive:
-    """Give a request that was read already, then what comes after it."""
-    waiting = [first]
-
-    async def replay() -> Message:
-        return dict(waiting.pop()) if waiting else await receive()
-
-    return replay

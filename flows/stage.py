@@ -9,7 +9,7 @@ from prefect._internal.control_listener import get_intent  # no public way; Pref
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
-from flows.endings import kept, result_of, told
+from flows.endings import kept, result_of, stop_told, told
 from flows.form_errors import read_form
 from flows.forms import Form
 from flows.labels import label_this_run
@@ -20,9 +20,11 @@ from hvkf.config import Config
 from hvkf.errors import HvkfError
 from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import ERROR_PREFIX, fault_of
-from hvkf.ledger import read_plan
-from hvkf.records import Planned, Summary
-from hvkf.storage import open_store
+from hvkf.ledger import pending_parts, read_plan
+from hvkf.records import Plan, Planned, Summary
+from hvkf.shown import counted
+from hvkf.storage import Store, open_store
+from hvkf.training.runs import list_checkpoints, step_name
 
 QUOTED = ("render",)
 PICTURED = {
@@ -96,10 +98,27 @@ def run_job(stage: str, planned: Planned) -> State[Any] | None:
     def work() -> None:
         store = open_store(planned.workspace)
         plan = read_plan(store, stage, planned.plan)
-        with watch(plan, store) as listener:
+        with stop_told(lambda: what_is_saved(plan, store)), watch(plan, store) as listener:
             run_plan(plan, store, listener, flow_run.get_id(), is_moved)
 
     return kept(work)
+
+
+def what_is_saved(plan: Plan, store: Store) -> str:
+    """Say what of a stage's work is kept when it is stopped; empty where nobody knows."""
+    try:
+        if plan.stage == "train":
+            run_id = str(plan.inputs["run"]["run_id"])
+            steps = list_checkpoints(store, run_id).whole
+            if not steps:
+                return f"Run {run_id} has no checkpoint yet."
+            return f"Run {run_id} is saved at {step_name(steps[-1])}."
+        num_done = len(plan.parts) - len(pending_parts(store, plan))
+    except (HvkfError, OSError):
+        return ""
+    return (
+        f"{num_done} of {counted(len(plan.parts), 'part')} {'is' if num_done == 1 else 'are'} done."
+    )
 
 
 def is_moved() -> bool:

@@ -7,7 +7,6 @@ that somebody brought into one reaches neither Prefect's pages and their passwor
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import mimetypes
@@ -99,7 +98,7 @@ class WorkspacePages:
         written, _, path = rest.partition("/")
         try:
             folder = base64.urlsafe_b64decode(written + "=" * (-len(written) % 4)).decode()
-        except (binascii.Error, UnicodeError):
+        except ValueError:
             return None
         wanted = _secret(folder, self._password)
         if not hmac.compare_digest(wanted.encode(), secret.encode()) or not is_shown(path):
