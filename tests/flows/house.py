@@ -113,6 +113,11 @@ class House:
         name: str = self.ask(f"flow_runs/{run}")["state"]["name"]
         return name
 
+    def states(self, run: str, name: str) -> list[str]:
+        """The messages of all states of this name that a run was in."""
+        found = self.ask(f"flow_run_states/?flow_run_id={run}")
+        return [str(state["message"]) for state in found if state["name"] == name]
+
     def progress(self, run: str) -> str:
         """What the run's newest progress artifact says; empty while there is none."""
         wanted = {"flow_runs": {"id": {"any_": [run]}}, "sort": "UPDATED_DESC"}
