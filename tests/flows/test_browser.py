@@ -75,6 +75,17 @@ def reaches_nothing_of_prefects(page: Page) -> None:
     assert tried == ["null", "SecurityError", "TypeError"]
 
 
+def look_at_gallery(page: Page) -> None:
+    """Open the gallery from an artifact: its pictures are seen, and its videos play."""
+    gallery = follow(page, "gallery")
+    expect(gallery.get_by_role("heading", name="1 of 1 row rendered")).to_be_visible()
+    for picture in gallery.locator(".keyframes img").all():
+        expect(picture).to_have_js_property("naturalWidth", 32)
+    play(gallery)
+    reaches_nothing_of_prefects(gallery)
+    gallery.close()
+
+
 def shot(page: Page, name: str) -> None:
     """Keep a picture of the page, where pictures are wanted."""
     if folder := os.environ.get(SCREENSHOTS):
@@ -202,13 +213,7 @@ def test_the_chain_of_forms_ends_with_a_report_whose_videos_play(house: House, p
     house.wait(run, "Completed")
     assert len(list((house.folder / "workspace" / "renders").rglob("video.mp4"))) == 1
     page.goto(house.artifact(run, "render-summary"))
-    gallery = follow(page, "gallery")
-    expect(gallery.get_by_role("heading", name="1 of 1 row rendered")).to_be_visible()
-    for picture in gallery.locator(".keyframes img").all():
-        expect(picture).to_have_js_property("naturalWidth", 32)
-    play(gallery)
-    reaches_nothing_of_prefects(gallery)
-    gallery.close()
+    look_at_gallery(page)
 
     house.form(page, "render", "render")
     fill(page, "Pasted rows", house.pasted_rows())
