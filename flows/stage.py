@@ -22,7 +22,7 @@ from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import ERROR_PREFIX, fault_of
 from hvkf.ledger import pending_parts, read_plan
 from hvkf.records import Plan, Planned, Summary
-from hvkf.shown import counted
+from hvkf.shown import counted_are
 from hvkf.storage import Store, open_store
 from hvkf.training.runs import list_checkpoints, step_name
 
@@ -116,9 +116,7 @@ def what_is_saved(plan: Plan, store: Store) -> str:
         num_done = len(plan.parts) - len(pending_parts(store, plan))
     except (HvkfError, OSError):
         return ""
-    return (
-        f"{num_done} of {counted(len(plan.parts), 'part')} {'is' if num_done == 1 else 'are'} done."
-    )
+    return f"{num_done} of {counted_are(len(plan.parts), 'part')} done."
 
 
 def is_moved() -> bool:

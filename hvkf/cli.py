@@ -52,6 +52,7 @@ from hvkf.reference_commands import add_commands
 from hvkf.registry_commands import add_commands as add_registry_commands
 from hvkf.settings_command import add_commands as add_settings_command
 from hvkf.settings_command import help_of
+from hvkf.shown import counted, counted_are
 from hvkf.storage import Store, open_existing, open_folder, open_store
 from hvkf.uses import at_work, close_plan
 from hvkf.verbosity import Verbosity, verbosity
@@ -260,10 +261,11 @@ def verify(
         print(line)
     if found.faults:
         raise CorruptData(
-            f"{len(found.faults)} stored objects are damaged or gone, of {found.num_objects} that "
-            "are there (see above)."
+            f"{counted_are(len(found.faults), 'stored object')} damaged or gone, of "
+            f"{found.num_objects} that are there (see above)."
         )
-    print(f"{found.num_objects} stored objects are as they were written")
+    are = "is as it was" if found.num_objects == 1 else "are as they were"
+    print(f"{counted(found.num_objects, 'stored object')} {are} written")
 
 
 app.add_typer(jobs_app, name="jobs")

@@ -124,7 +124,7 @@ def fetch(
     fetched = copy(store, render, folder)
     print(
         f"{counted(fetched.num_copied, 'video')} copied to {folder}, {fetched.num_there} were "
-        f"there, {fetched.num_failed} rows have none (see results.parquet)"
+        f"there; {counted(fetched.num_failed, 'row')} without one (see results.parquet)"
     )
 
 

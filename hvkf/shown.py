@@ -36,3 +36,8 @@ def cut(text: str, length: int = MAX_SENTENCE) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Write a number of things: 1 clip, 2 clips."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def counted_are(number: int, noun: str) -> str:
+    """Write what a number of things is: 1 clip is, 2 clips are."""
+    return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"

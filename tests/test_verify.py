@@ -120,7 +120,7 @@ def test_the_command_answers_65_and_says_what_there_is(
     data = store.read(path)
     store.put(path, b"{")
     try:
-        with pytest.raises(CorruptData, match="1 stored objects are damaged or gone") as caught:
+        with pytest.raises(CorruptData, match="1 stored object is damaged or gone") as caught:
             run_command("verify", place)
     finally:
         store.put(path, data)

@@ -14,6 +14,7 @@ from hvkf.loras import resolve_lora
 from hvkf.records import FORMAT_VERSION, Record, digest
 from hvkf.registry import FOLDER, OutOfDate, Version, find_registered
 from hvkf.settings.evaluation import GateConfig, GateFigure
+from hvkf.shown import counted
 from hvkf.stages.evaluate_records import ClipFidelity, Metrics, find_metrics, video_of
 from hvkf.stages.evaluate_statistics import MIN_VIDEOS, Interval, num_videos, video_interval
 from hvkf.stages.promotion import candidate_of, put_into_use
@@ -115,9 +116,10 @@ def judge(rule: GateConfig, metrics: Metrics, champion: Metrics | None, version:
     videos = [video_of(pair) for pair in common]
     if num_videos(videos) < MIN_VIDEOS:
         return no_verdict(
-            f"{len(pairs)} pairs of {num_videos(videos)} source videos were rendered with both, "
-            f"and fewer than {MIN_VIDEOS} videos give no verdict: hold out more videos "
-            "(ingest.min_holdout), and set evaluate.num_pairs to at least as many"
+            f"{counted(len(pairs), 'pair')} of {counted(num_videos(videos), 'source video')} "
+            f"{'was' if len(pairs) == 1 else 'were'} rendered with both, and fewer than "
+            f"{MIN_VIDEOS} videos give no verdict: hold out more videos (ingest.min_holdout), and "
+            "set evaluate.num_pairs to at least as many"
         )
     rules: list[tuple[GateFigure, Literal["better", "not-worse"]]] = [
         *((figure, "better") for figure in rule.better),

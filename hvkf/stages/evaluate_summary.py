@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from hvkf.errors import BadInput
 from hvkf.records import FileEntry
+from hvkf.shown import counted
 from hvkf.stages.evaluate_records import (
     ClipFidelity,
     Comparison,
@@ -54,8 +55,8 @@ def summarise(
     pairs = [_pair(work, pair, source_of) for pair in made]
     if not pairs:
         raise BadInput(
-            f"Not one of {len(rendered)} pairs was rendered both with the LoRA and without: set "
-            "evaluate.max_failed_fraction lower to see why."
+            f"Not one of {counted(len(rendered), 'pair')} was rendered both with the LoRA and "
+            "without: set evaluate.max_failed_fraction lower to see why."
         )
     return Metrics(
         run_id=str(work.lora.run_id),

@@ -26,6 +26,7 @@ from hvkf.records import Failure, canonical_json, digest
 from hvkf.seeds import seed_for
 from hvkf.settings.experiment import ModelConfig
 from hvkf.settings.rendering import RenderConfig
+from hvkf.shown import counted
 from hvkf.stages import train
 from hvkf.stages.render_cost import (
     MAX_KEPT_FAILURES,
@@ -298,7 +299,8 @@ class _Planner:
     def _quote(self, num_parts: int) -> Quote:
         notes = []
         if self._num_cropped:
-            notes.append(f"in {self._num_cropped} rows images are cropped at the sides (see notes)")
+            rows = counted(self._num_cropped, "row")
+            notes.append(f"in {rows} images are cropped at the sides (see notes)")
         if self._cut:
             more = len(self._cut) - MAX_SHOWN_CUT
             notes.append(

@@ -72,7 +72,8 @@ def plan(config: Config, store: Store) -> Plan:
         },
         parts=() if is_done else (Part(index=0, outputs=(path,), work={"run_id": run.run_id}),),
         committed=path if is_done else None,
-        note=f"{len(items.train)} samples train, {len(items.holdout)} are held out",
+        note=f"{counted(len(items.train), 'sample')} train{'s' * (len(items.train) == 1)}, "
+        f"{len(items.holdout)} held out",
     )
 
 

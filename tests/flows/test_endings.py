@@ -187,7 +187,7 @@ def test_what_is_saved_is_the_last_checkpoint_or_the_parts_that_are_done(tmp_pat
     render = plan_of("render")
     assert what_is_saved(render, store) == "0 of 3 parts are done."
     store.put("renders/1", b"{}")
-    assert what_is_saved(render, store) == "1 of 3 parts is done."
+    assert what_is_saved(render, store) == "1 of 3 parts are done."
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_plan_has_one_part_whose_output_is_the_result(store: FolderStore) -> N
     assert [part.outputs for part in plan.parts] == [("runs/test/result.json",)]
     assert plan.committed is None
     assert plan == planned(store)
-    assert "5 samples train, 2 are held out" in plan.note
+    assert "5 samples train, 2 held out" in plan.note
     assert not list(store.list("runs")), "planning writes nothing"
 
 
