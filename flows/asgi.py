@@ -8,10 +8,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Answer(NamedTuple):
-    """What an application answered: its first message, and all of the body."""
+    """What an application answered: its first message, and all of the body.
+
+    `error` is what it raised all the same, as it does behind a 503.
+    """
 
     start: Message
     body: bytes
+    error: Exception | None = None
 
     @property
     def status(self) -> int:
@@ -25,12 +29,15 @@ class Answer(NamedTuple):
     def with_content(self, content: object) -> "Answer":
         """Make the same answer with another content."""
         body = json.dumps(content).encode()
-        return Answer({**self.start, "headers": _sized(self.start["headers"], body)}, body)
+        start = {**self.start, "headers": _sized(self.start["headers"], body)}
+        return self._replace(start=start, body=body)
 
     async def send_on(self, send: Send) -> None:
-        """Answer with it."""
+        """Answer with it, and end as the application did."""
         await send(self.start)
         await send({"type": "http.response.body", "body": self.body})
+        if self.error is not None:
+            raise self.error
 
 
 async def ask(app: ASGIApp, scope: Scope, asked: Message, receive: Receive) -> Answer:
@@ -54,8 +61,14 @@ async def ask(app: ASGIApp, scope: Scope, asked: Message, receive: Receive) -> A
 
     headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
     headers = _sized(headers, asked.get("body", b""))
-    await app({**scope, "headers": headers}, replayed(asked, receive), take)
-    return Answer(start, body)
+    error = None
+    try:
+        await app({**scope, "headers": headers}, replayed(asked, receive), take)
+    except Exception as raised:
+        if not start:
+            raise
+        error = raised
+    return Answer(start, body, error)
 
 
 async def look_up(app: ASGIApp, scope: Scope, path: str, receive: Receive) -> Mapping[str, Any]:
