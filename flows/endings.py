@@ -24,7 +24,7 @@ ResultT = TypeVar("ResultT")
 
 CANCEL = "cancel"
 RUN_LOGGER = "prefect.flow_runs"
-GOES_ON = "Retry this run: it goes on from what is saved."
+GOES_ON = "Retried, or run again, it goes on from there."
 
 # Errors of the runs of this process: their states have the words alone.
 _errors: dict[UUID, HvkfError] = {}

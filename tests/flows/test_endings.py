@@ -32,7 +32,7 @@ from hvkf.storage import FolderStore
 from tests.workspaces import TINY
 
 SAVED = "Run r is saved at step-00000002."
-STOPPED = f"Stopped. {SAVED} Retry this run: it goes on from what is saved."
+STOPPED = f"Stopped. {SAVED} Retried, or run again, it goes on from there."
 # A chain whose stage works until it is told to stop; a person's cancel where `cancel` is given.
 CHAIN = f"""
 import sys, time
