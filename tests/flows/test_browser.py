@@ -235,6 +235,7 @@ def test_a_fault_in_pasted_rows_is_told_with_its_row_and_its_fix(house: House, p
     assert "row 1: first_frame is '../workspace:images/0.png': it leaves" in message
 
 
+@pytest.mark.timeout(1800)  # 1500 steps beside others' work
 def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
     house: House, page: Page
 ) -> None:
@@ -270,7 +271,7 @@ def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
         lambda: house.ask(f"flow_runs/{run}")["state"]["name"] != "Cancelled", "no retry", 20
     )
     page.goto("about:blank")
-    house.wait(run, "Completed", within_s=600)
+    house.wait_while_it_proceeds(run, "Completed")
     losses = (workspace / "runs" / "cancelled" / "losses.jsonl").read_text().splitlines()
     assert len(losses) == NUM_CANCELLED_STEPS
     assert any("goes on from" in line for line in house.logs(run))
