@@ -130,21 +130,22 @@ def test_all_that_is_wrong_is_told_at_its_field_by_its_label(house: House, page:
     fill(page, "Training steps", "-5")
     fill(page, "Run", "a b/c")
     page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("'Training steps' must be at least 0, not -5.")).to_be_visible()
+    below = page.get_by_text("'Training steps' must be at least 0, not -5.")
+    expect(below).to_be_visible(timeout=20_000)
     expect(page.get_by_text("'Run' must be letters, digits, dots, dashes")).to_be_visible()
     assert page.get_by_text(re.compile(r"request\.|A-Za-z")).count() == 0
     fill(page, "Training steps", "1")
     page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("'Training steps' must be")).to_have_count(0)
+    expect(page.get_by_text("'Training steps' must be")).to_have_count(0, timeout=20_000)
     shot(page, "form-errors")
     assert page.url.endswith("/run")
 
     house.form(page, "render", "render")
     fill(page, "Table of pairs", "pairs.csv")
-    fill(page, "Pasted rows", house.pasted_rows())
+    fill(page, "Pasted rows", "id,prompt\none,a square moves")
     page.get_by_role("button", name="Submit").click()
     both = "'Pasted rows' are given beside a 'Table of pairs': empty one of the two."
-    expect(page.get_by_text(both)).to_be_visible()
+    expect(page.get_by_text(both)).to_be_visible(timeout=20_000)
     assert house.runs() == before
 
 
