@@ -210,7 +210,7 @@ def test_a_stop_before_a_claim_was_created_leaves_another_workers_claim(tmp_path
 
 @pytest.mark.parametrize("is_written", [False, True])
 def test_a_stop_while_a_claim_is_ended_leaves_none_open(tmp_path: Path, is_written: bool) -> None:
-    told = []
+    told: list[str] = []
 
     class Stopping(FolderStore):
         def put(self, path: str, data: bytes) -> None:
