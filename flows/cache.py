@@ -9,11 +9,11 @@ from flows.stage import run_form
 from hvkf.records import Summary
 
 
-@flow(name="cache", persist_result=False)
+@flow(name="cache", persist_result=False, validate_parameters=False)
 def cache(request: CacheForm) -> Summary | State[Any]:
     """Reads the catalog and its videos; writes resized frames as MDS shards (scenes/).
 
     Args:
         request: The deployed settings to use, and what to change of them.
     """
-    return run_form("cache", request)
+    return run_form("cache", CacheForm, request)

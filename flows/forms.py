@@ -8,9 +8,9 @@ badly, and submit every default).
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from hvkf.config import Config
 from hvkf.config_file import COMMAND_LINE, load_config
@@ -256,11 +256,12 @@ class RenderForm(Form):
         description="Who comes first, part by part, where renders share workers.",
     )
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if self.manifest and self.rows.strip():
-            raise ValueError("give a table of pairs or pasted rows, not both")
-        return self
+    @field_validator("rows")
+    @classmethod
+    def _one_source(cls, rows: str, given: ValidationInfo) -> str:
+        if given.data.get("manifest") and rows.strip():
+            raise ValueError("are given beside a 'Table of pairs': empty one of the two")
+        return rows
 
     def to_config(self) -> Config:
         """See `Form.to_config`; pasted rows are stored as a manifest in the workspace."""

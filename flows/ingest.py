@@ -9,11 +9,11 @@ from flows.stage import run_form
 from hvkf.records import Summary
 
 
-@flow(name="ingest", persist_result=False)
+@flow(name="ingest", persist_result=False, validate_parameters=False)
 def ingest(request: IngestForm) -> Summary | State[Any]:
     """Reads a table of videos and captions; writes a catalog of clips (datasets/).
 
     Args:
         request: The deployed settings to use, and what to change of them.
     """
-    return run_form("ingest", request)
+    return run_form("ingest", IngestForm, request)

@@ -1,12 +1,15 @@
 """Links in what Prefect's pages show: to runs, and to what lies in the workspace."""
 
 import os
-from pathlib import Path
+import shlex
+from pathlib import PurePosixPath
 from urllib.parse import quote
 
+from flows.workspace_pages import shown_address
 from hvkf.records import Summary
 
 AWS_CONSOLE = "https://s3.console.aws.amazon.com/s3/object"
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 def run_link(text: str, run_id: object) -> str:
@@ -15,7 +18,7 @@ def run_link(text: str, run_id: object) -> str:
 
 
 def object_link(text: str, workspace: str, path: str, endpoint: str | None) -> str:
-    """Link to an object of the workspace, its address beside it for programs.
+    """Link to an object of the workspace where a browser can open it; else say how to get it.
 
     Args:
         text: What it is.
@@ -25,14 +28,27 @@ def object_link(text: str, workspace: str, path: str, endpoint: str | None) -> s
     """
     address = f"{workspace}/{path}"
     if "://" not in workspace:
-        return f"[{text}]({Path(address).absolute().as_uri()}) (`{address}`)"
+        # Without a server that shows it, none: browsers follow no link from a page to a file.
+        page = shown_address(workspace, path)
+        return f"[{text}]({page}) (`{address}`)" if page else f"{text}: `{address}`"
     if endpoint:
-        return f"{text}: `{address}`"
+        return f"{text}: `{_command(workspace, path, endpoint)}`"
     bucket, _, key = address.removeprefix("s3://").partition("/")
     return f"[{text}]({AWS_CONSOLE}/{quote(bucket)}?prefix={quote(key, safe='')}) (`{address}`)"
 
 
+def _command(workspace: str, path: str, endpoint: str) -> str:
+    """Write the command that brings an object here, with all that belongs to it."""
+    pure = PurePosixPath(path)
+    if path.startswith("manifests/") and pure.name == "index.html":
+        # The gallery's pictures and videos lie elsewhere: all of them, by the names of their rows.
+        name = pure.parent.name
+        return f"hvkf fetch {name} videos/ --workspace {shlex.quote(workspace)}"
+    copy = f"aws s3 cp --endpoint-url {shlex.quote(endpoint)} {shlex.quote(f'{workspace}/{path}')}"
+    return f"{copy} ." if pure.suffix else f"{copy} {shlex.quote(pure.name)} --recursive"
+
+
 def links_of(summary: Summary, workspace: str) -> list[str]:
     """Link what a stage's summary names."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = next(filter(None, map(os.environ.get, ENDPOINT_VARIABLES)), None)
     return [object_link(name, workspace, path, endpoint) for name, path in summary.links.items()]

@@ -14,18 +14,20 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 
 from flows.endings import told
+from flows.form_errors import read_form
 from flows.forms import NightlyForm
 from flows.labels import label_this_run
 from flows.pipeline import Ran, lines_of, run_below
 from flows.server import wait_for_server
 from flows.stage import run_hvkf
 from hvkf.config import Config
+from hvkf.config_checks import check_before_start
 from hvkf.errors import HvkfError, WorkStopped
 from hvkf.loras import REGISTRY_SCHEME
 from hvkf.nightly import Decision, Night, NightRecord, NightRefused, OutOfBudget
 from hvkf.records import Summary
 from hvkf.registry import find_registered
-from hvkf.storage import open_store
+from hvkf.storage import open_folder, open_store
 from hvkf.webhook import post_verdict
 
 RENEWALS_PER_LEASE = 4
@@ -39,14 +41,14 @@ SHOWN = {
 """What the verdict's table shows, and how it is called there."""
 
 
-@flow(name="nightly", persist_result=False)
+@flow(name="nightly", persist_result=False, validate_parameters=False)
 def nightly(request: NightlyForm) -> State[Any]:
     """Retrain on what is new, evaluate, and put the new LoRA into use if it is found better.
 
     Args:
         request: The deployed settings to use, and what to change of them.
     """
-    return told("nightly", lambda: _night(request.to_config()))
+    return told("nightly", lambda: _night(read_form(NightlyForm, request).to_config()))
 
 
 def _night(config: Config) -> State[Any]:
@@ -79,6 +81,13 @@ class _Stages:
 
     def __init__(self) -> None:
         self.ran: list[Ran] = []
+
+    def check(self, config: Config) -> None:
+        # What a night does not use may be gone: it renders no manifest, and has a start of its own.
+        changed: dict[str, Any] = {"render": config.render.model_copy(update={"manifest": None})}
+        if config.nightly.begin_from == "scratch" or self.in_use(config) is not None:
+            changed["network"] = config.network.model_copy(update={"lora_weights": None})
+        check_before_start(config.model_copy(update=changed), open_folder(config.workspace))
 
     def run(self, stage: str, config: Config, timeout_s: float | None) -> Summary:
         try:

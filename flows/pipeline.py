@@ -7,6 +7,7 @@ from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.endings import result_of, told
+from flows.form_errors import read_form
 from flows.forms import PipelineForm
 from flows.labels import label_this_run, run_name
 from flows.links import links_of, run_link
@@ -14,7 +15,7 @@ from flows.server import wait_for_server
 from flows.stage import run_stage
 from hvkf.config import Config
 from hvkf.config_checks import check_before_start
-from hvkf.errors import HvkfError
+from hvkf.errors import HvkfError, WorkStopped
 from hvkf.records import Summary, digest
 from hvkf.storage import open_folder
 
@@ -31,9 +32,10 @@ class Ran(NamedTuple):
     run_id: object
     summary: Summary | None
     error: str = ""
+    ended: str = "failed"
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", persist_result=False, validate_parameters=False)
 def pipeline(request: PipelineForm) -> list[Summary] | State[Any]:
     """Run ingest, cache, encode, train, evaluate and, where a manifest is set, render.
 
@@ -42,7 +44,7 @@ def pipeline(request: PipelineForm) -> list[Summary] | State[Any]:
     """
 
     def work() -> list[Summary]:
-        config = request.to_config()
+        config = read_form(PipelineForm, request).to_config()
         label_this_run("pipeline", config)
         return run_chain(config)
 
@@ -111,7 +113,8 @@ def run_below(
     try:
         summary: Summary = result_of(state)
     except (HvkfError, TimeoutError) as error:
-        on_end(Ran(stage, run_id, None, str(error).partition("\n")[0]))
+        ended = "stopped" if isinstance(error, (WorkStopped, TimeoutError)) else "failed"
+        on_end(Ran(stage, run_id, None, str(error).partition("\n")[0], ended))
         raise
     on_end(Ran(stage, run_id, summary))
     return summary
@@ -139,7 +142,12 @@ def lines_of(ran: list[Ran], workspace: str) -> list[str]:
     lines: list[str] = []
     for entry in ran:
         if entry.summary is None:
-            lines += [f"## {run_link(entry.stage, entry.run_id)}: failed", "", entry.error, ""]
+            lines += [
+                f"## {run_link(entry.stage, entry.run_id)}: {entry.ended}",
+                "",
+                entry.error,
+                "",
+            ]
             continue
         was = "done before" if entry.summary.reused else "done"
         lines += [f"## {run_link(entry.stage, entry.run_id)}: {was}", ""]

@@ -10,6 +10,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flows.asgi import replayed, whole_request
+
 UNAVAILABLE = 503
 TRY_FOR_S = 30.0
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -29,14 +31,14 @@ class Retrying:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        first, pause_s = await _whole_request(receive), PAUSE_S
+        first, pause_s = await whole_request(receive), PAUSE_S
         deadline_s = time.monotonic() + TRY_FOR_S
         while time.monotonic() < deadline_s:
-            if await self._answered(scope, _replayed(first, receive), send):
+            if await self._answered(scope, replayed(first, receive), send):
                 return
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        await self._app(dict(scope), _replayed(first, receive), send)
+        await self._app(dict(scope), replayed(first, receive), send)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Ask once; whether the answer was sent on, for it was not 503."""
@@ -56,25 +58,3 @@ class Retrying:
             if not is_unavailable:
                 raise
         return not is_unavailable
-
-
-async def _whole_request(receive: Receive) -> Message:
-    """Read a request with all of its body, or that the client is gone."""
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return message
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return {"type": "http.request", "body": body, "more_body": False}
-
-
-def _replayed(first: Message, receive: Receive) -> Receive:
-    """Give a request that was read already, then what comes after it."""
-    waiting = [first]
-
-    async def replay() -> Message:
-        return dict(waiting.pop()) if waiting else await receive()
-
-    return replay

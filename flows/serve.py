@@ -21,6 +21,7 @@ import psutil
 from flows.local import PREFECT_SETTINGS
 from flows.server import CLIENT_PASSWORD, SERVER_PASSWORD, free_port, new_password, serving
 from flows.service_errors import ServiceErrors
+from flows.workspace_pages import SERVED_VARIABLE
 from hvkf.errors import Stopped
 from hvkf.processes import (
     PARENT_VARIABLE,
@@ -78,7 +79,9 @@ def house(folder: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes
     os.environ.update({**settings, "HVKF_CODE": str(ROOT), "HVKF_CONFIGS": str(folder / "configs")})
     password = read_password(home)
     with serving(home, port, {SERVER_PASSWORD: password}) as address:
-        os.environ.update({"PREFECT_API_URL": address, CLIENT_PASSWORD: password})
+        os.environ.update(
+            {"PREFECT_API_URL": address, CLIENT_PASSWORD: password, SERVED_VARIABLE: "1"}
+        )
         # The server stays until the flows have told it how they ended.
         mark = mark_descendants()
         try:

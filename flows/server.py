@@ -16,9 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from starlette.types import ASGIApp
 
+from flows.form_middleware import FormErrors
 from flows.origin_middleware import OwnPagesOnly, answered_for
 from flows.retrying import Retrying
+from flows.stop_middleware import OwnLastWords
+from flows.workspace_pages import WorkspacePages
 from hvkf.errors import HvkfError, TryAgain
 from hvkf.processes import PARENT_VARIABLE, follow_parent
 
@@ -146,7 +150,10 @@ def _serve(host: str, port: int, names: list[str]) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = OwnPagesOnly(Retrying(create_app()), answered)
+    app: ASGIApp = Retrying(OwnLastWords(FormErrors(create_app())))
+    if password := os.environ.get(SERVER_PASSWORD):
+        app = WorkspacePages(app, password)
+    app = OwnPagesOnly(app, answered)
     uvicorn.run(app, host=host, port=port, log_level="error", lifespan="on", proxy_headers=False)
 
 

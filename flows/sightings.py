@@ -4,15 +4,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from hvkf.shown import counted
+from hvkf.time_left import TimeLeft
 
 MAX_ROWS = 200
 
 
 class Sighting(NamedTuple):
-    """How far a worker was when it was first and last heard; times in seconds."""
+    """How far a worker was when it was last heard."""
 
-    first_done: int
-    first_s: float
     done: int
     total: int
     failed: int
@@ -21,23 +20,25 @@ class Sighting(NamedTuple):
 
 
 class Sightings:
-    """Workers by number, and which parts of the job are done."""
+    """Workers by number, and which parts of the job are done.
 
-    def __init__(self, parts: Sequence[int]) -> None:
+    Args:
+        parts: Numbers of the job's parts.
+        pending: Those whose records are not there yet; left out, all.
+    """
+
+    def __init__(self, parts: Sequence[int], pending: Iterable[int] | None = None) -> None:
         self._parts = list(parts)
-        self._pending = set(parts)
+        self._pending = set(parts if pending is None else pending)
         self._workers: dict[int, Sighting] = {}
+        self._time_left = TimeLeft(len(self._pending))
 
     def see(self, worker: int, event: dict[str, Any], now_s: float) -> None:
-        """Note a progress line of a worker; one that starts again counts from there."""
-        done = int(event["done"])
-        before = self._workers.get(worker)
-        is_new = before is None or done < before.done
-        first_done, first_s = (done, now_s) if is_new else before[:2]  # type: ignore[index]
-        total, failed = int(event["total"]), int(event["failed"])
+        """Note a progress line of a worker."""
+        self._time_left.see(worker, event, now_s)
+        done, total, failed = int(event["done"]), int(event["total"]), int(event["failed"])
         note = str(event.get("note", ""))
-        unit = str(event.get("unit", "items"))
-        self._workers[worker] = Sighting(first_done, first_s, done, total, failed, note, unit)
+        self._workers[worker] = Sighting(done, total, failed, note, str(event.get("unit", "items")))
 
     def see_pending(self, parts: Iterable[int]) -> None:
         """Note the parts whose records are not there yet."""
@@ -46,21 +47,19 @@ class Sightings:
     def summary(self, now_s: float) -> tuple[float, str]:
         """Give percent and a sentence: items, rate, time left, failures."""
         workers = list(self._workers.values())
-        done, total = sum(w.done for w in workers), sum(w.total for w in workers)
+        done, total = self._time_left.units()
         if not total:
             return 0.0, "waiting for the first sign of the workers"
-        # Workers run side by side: their rates add up.
-        rates = [
-            (w.done - w.first_done) / (now_s - w.first_s) for w in workers if now_s > w.first_s
-        ]
-        rate = sum(rates)
         words = [f"{done} of {total} {workers[0].unit}"]
+        rate = self._time_left.rate(now_s)
         if rate > 0:
-            words += [f"{rate:.3g} per second", f"{_duration((total - done) / rate)} left"]
+            words.append(f"{rate:.3g} per second")
+        if self._pending and (left := self._time_left.told(now_s)):
+            words.append(f"{left} left before the commit")
         words.append(f"{sum(w.failed for w in workers)} failed")
         num_done = len(self._parts) - len(self._pending)
         words.append(f"{num_done} of {counted(len(self._parts), 'part')} done")
-        return 100.0 * done / total, ", ".join(words)
+        return 100.0 * min(1.0, done / total) if self._pending else 100.0, ", ".join(words)
 
     def rows(self) -> list[dict[str, Any]]:
         """Make the table: the workers, then the parts that are not done, then the others."""
@@ -84,11 +83,3 @@ class Sightings:
             more = {"what": f"and {counted(len(parts) - MAX_ROWS, 'more part')}", "state": ""}
             rows.append({**more, "items": "", "failed": "", "at": ""})
         return rows
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -9,7 +9,8 @@ from prefect._internal.control_listener import get_intent  # no public way; Pref
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
-from flows.endings import kept, result_of, told
+from flows.endings import kept, result_of, stop_told, told
+from flows.form_errors import read_form
 from flows.forms import Form
 from flows.labels import label_this_run
 from flows.links import links_of
@@ -19,9 +20,11 @@ from hvkf.config import Config
 from hvkf.errors import HvkfError
 from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import ERROR_PREFIX, fault_of
-from hvkf.ledger import read_plan
-from hvkf.records import Planned, Summary
-from hvkf.storage import open_store
+from hvkf.ledger import pending_parts, read_plan
+from hvkf.records import Plan, Planned, Summary
+from hvkf.shown import are, counted
+from hvkf.storage import Store, open_store
+from hvkf.training.runs import list_checkpoints, step_name
 
 QUOTED = ("render",)
 PICTURED = {
@@ -32,11 +35,14 @@ PICTURED = {
 }
 
 
-def run_form(stage: str, request: Form) -> Summary | State[Any]:
-    """Run one stage as its form says, in a run that is named by what it works on."""
+def run_form(stage: str, form: type[Form], values: object) -> Summary | State[Any]:
+    """Run one stage as its form says, in a run that is named by what it works on.
+
+    The form is read here, for Prefect's own check of parameters ends a run with a traceback.
+    """
 
     def work() -> Summary:
-        config = request.to_config()
+        config = read_form(form, values).to_config()
         label_this_run(stage, config)
         return run_stage(stage, config)
 
@@ -92,10 +98,26 @@ def run_job(stage: str, planned: Planned) -> State[Any] | None:
     def work() -> None:
         store = open_store(planned.workspace)
         plan = read_plan(store, stage, planned.plan)
-        with watch(plan, store) as listener:
+        with stop_told(lambda: what_is_saved(plan, store)), watch(plan, store) as listener:
             run_plan(plan, store, listener, flow_run.get_id(), is_moved)
 
     return kept(work)
+
+
+def what_is_saved(plan: Plan, store: Store) -> str:
+    """Say what of a stage's work is kept when it is stopped; empty where nobody knows."""
+    try:
+        if plan.stage == "train":
+            run_id = str(plan.inputs["run"]["run_id"])
+            steps = list_checkpoints(store, run_id).whole
+            if not steps:
+                return f"Run {run_id} has no checkpoint yet."
+            return f"Run {run_id} is saved at {step_name(steps[-1])}."
+        num_done = len(plan.parts) - len(pending_parts(store, plan))
+    except (HvkfError, OSError):
+        return ""
+    num_parts = len(plan.parts)
+    return f"{num_done} of {counted(num_parts, 'part')} {are(num_parts)} done."
 
 
 def is_moved() -> bool:

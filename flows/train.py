@@ -9,11 +9,11 @@ from flows.stage import run_form
 from hvkf.records import Summary
 
 
-@flow(name="train", persist_result=False)
+@flow(name="train", persist_result=False, validate_parameters=False)
 def train(request: TrainForm) -> Summary | State[Any]:
     """Reads latents and the transformer; writes checkpoints and the LoRA (runs/).
 
     Args:
         request: The deployed settings to use, and what to change of them.
     """
-    return run_form("train", request)
+    return run_form("train", TrainForm, request)

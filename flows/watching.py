@@ -41,11 +41,11 @@ Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 def watch(plan: Plan, store: Store) -> Iterator[Listener]:
     """Show a job on the terminal and in the UI while it runs; call it in a task."""
     logger = get_run_logger()
-    sightings = Sightings([part.index for part in plan.parts])
-    sightings.see_pending(part.index for part in pending_parts(store, plan))
+    pending = [part.index for part in pending_parts(store, plan)]
+    sightings = Sightings([part.index for part in plan.parts], pending)
     reporter = _Reporter(plan, store, sightings, logger)
     with display() as shown, reporter.running():
-        worker_bars = WorkerBars(shown)
+        worker_bars = WorkerBars(shown, len(pending))
 
         def on_progress(worker: int, event: dict[str, Any]) -> None:
             worker_bars.show(worker, event)

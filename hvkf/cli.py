@@ -265,7 +265,8 @@ def verify(
             f"{counted(num_faults, 'stored object')} {are(num_faults)} damaged or gone, of "
             f"{found.num_objects} that are there (see above)."
         )
-    print(f"{found.num_objects} stored objects are as they were written")
+    end = "is as it was" if found.num_objects == 1 else "are as they were"
+    print(f"{counted(found.num_objects, 'stored object')} {end} written")
 
 
 app.add_typer(jobs_app, name="jobs")

@@ -76,6 +76,9 @@ class Decision(NamedTuple):
 class Steps(Protocol):
     """What a night has others do."""
 
+    def check(self, config: Config) -> None:
+        """Refuse settings with which a later stage cannot work, hours later: BadInput."""
+
     def run(self, stage: str, config: Config, timeout_s: float | None) -> Summary:
         """Run a stage; OutOfBudget when it takes longer than `timeout_s`."""
 
@@ -222,6 +225,7 @@ class Night:
         return self._change(outcome=outcome, reason=reason, ended_at=ended_at)
 
     def _work(self, steps: Steps) -> tuple[Outcome, str]:
+        steps.check(self._config)
         self._run(steps, "ingest", self._config)
         catalog = newest_catalog(self._store, self._config.ingest.dataset).catalog
         wanted = fingerprint(self._config, catalog)

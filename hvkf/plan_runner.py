@@ -3,6 +3,7 @@
 from hvkf import ledger
 from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import Listener
+from hvkf.ledger import pending_parts
 from hvkf.progress import WorkerBars, display
 from hvkf.records import Plan
 from hvkf.storage import Store
@@ -16,4 +17,5 @@ def run_parts(plan: Plan, store: Store) -> None:
     """
     ledger.put_plan(store, plan)
     with display() as shown:
-        run_plan(plan, store, Listener(WorkerBars(shown).show, shown.say))
+        bars = WorkerBars(shown, len(pending_parts(store, plan)))
+        run_plan(plan, store, Listener(bars.show, shown.say))

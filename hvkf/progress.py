@@ -6,13 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import rich.progress as bars
 from rich.console import Console
 from rich.markup import escape
 
+from hvkf.time_left import TimeLeft
 from hvkf.verbosity import Verbosity, verbosity
 
 PROGRESS_VARIABLE = "HVKF_PROGRESS"
@@ -28,16 +29,26 @@ class Progress:
         self.total = total
         self.done = 0
         self.failed = 0
+        self.resumed = 0
+        self.whole: int | None = None
         self._show = show
         self._shown_at_s = 0.0
 
-    def advance(self, count: int = 1, note: str = "", failed: int = 0) -> None:
+    def resume(self, count: int) -> None:
+        """Count what was done before this began."""
+        self.resumed = count
+        self.advance(count)
+
+    def advance(self, count: int = 1, note: str = "", failed: int = 0, whole: int = 0) -> None:
         """Count `count` more units, and `failed` items that could not be made.
 
-        `note` is shown beside the bar.
+        `note` is shown beside the bar. Where a unit is a piece of an item, `whole` counts the items
+        that are ready.
         """
         self.done += count
         self.failed += failed
+        if whole:
+            self.whole = (self.whole or 0) + whole
         now_s = time.monotonic()
         if self.done >= self.total or now_s - self._shown_at_s >= MIN_INTERVAL_S:
             self._shown_at_s = now_s
@@ -54,7 +65,7 @@ class Display(Protocol):
         """End; what was shown last stays."""
 
     def show(self, task: str, event: dict[str, Any]) -> None:
-        """Show how far a task is: `event` has label, done, total, failed and note."""
+        """Show how far a task is: `event` has label, done, total, failed, note and maybe left."""
 
     def say(self, line: str) -> None:
         """Print a line as it is: never wrapped, cut or coloured."""
@@ -76,7 +87,7 @@ class Bars:
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
             bars.TimeElapsedColumn(),
-            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[left]}"),
             bars.TextColumn("{task.fields[note]}"),
             console=console,
         )
@@ -92,12 +103,19 @@ class Bars:
     def show(self, task: str, event: dict[str, Any]) -> None:
         """See `Display`."""
         if task not in self._tasks:
-            self._tasks[task] = self._progress.add_task(event["label"], total=None, note="")
+            label = event["label"]
+            self._tasks[task] = self._progress.add_task(label, total=None, note="", left="")
         note = escape(str(event["note"]))
         if event["failed"]:
             note = f"[red]{event['failed']} failed[/red] {note}"
-        number = self._tasks[task]
-        self._progress.update(number, total=event["total"], completed=event["done"], note=note)
+        left = f"{event['left']} left" if event.get("left") else ""
+        self._progress.update(
+            self._tasks[task],
+            total=event["total"],
+            completed=event["done"],
+            note=note,
+            left=left,
+        )
 
     def say(self, line: str) -> None:
         """See `Display`."""
@@ -167,26 +185,42 @@ class Silence:
 class WorkerBars:
     """Each worker of a job as a task of a display, moved by the lines that the workers print."""
 
-    def __init__(self, shown: Display) -> None:
+    def __init__(self, shown: Display, num_parts: int = 1) -> None:
         self._shown = shown
+        self._time_left = TimeLeft(num_parts)
 
     def show(self, worker: int, event: dict[str, Any]) -> None:
-        """Move a worker's task to what its line said."""
-        self._shown.show(str(worker), event)
+        """Move a worker's task to what its line said; all say how long the whole job takes."""
+        now_s = time.monotonic()
+        self._time_left.see(worker, event, now_s)
+        self._shown.show(str(worker), {**event, "left": self._time_left.told(now_s)})
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "items") -> Iterator[Progress]:
-    """Show how `total` units of work proceed: as lines if this process was started for that."""
+def progress(
+    label: str, total: int, unit: str = "items", *, is_in_pieces: bool = False
+) -> Iterator[Progress]:
+    """Show how `total` units of work proceed: as lines if this process was started for that.
+
+    Args:
+        label: What is worked on.
+        total: All units.
+        unit: What they are called.
+        is_in_pieces: Whether units are pieces of items: an item's last one says nothing of when it
+            is ready, and `Progress.advance` is told that.
+    """
 
     def event(counted: Progress, note: str) -> dict[str, Any]:
         return {**_event(label, counted, note), "unit": unit}
 
-    if os.environ.get(PROGRESS_VARIABLE) == "lines":
-        yield Progress(total, lambda counted, note: _print_line(event(counted, note)))
-        return
-    with display() as shown:
-        yield Progress(total, lambda counted, note: shown.show(label, event(counted, note)))
+    with ExitStack() as until_end:
+        if os.environ.get(PROGRESS_VARIABLE) == "lines":
+            counted = Progress(total, lambda counted, note: _print_line(event(counted, note)))
+        else:
+            worker = WorkerBars(until_end.enter_context(display()))
+            counted = Progress(total, lambda counted, note: worker.show(0, event(counted, note)))
+        counted.whole = 0 if is_in_pieces else None
+        yield counted
 
 
 def _event(label: str, counted: Progress, note: str) -> dict[str, Any]:
@@ -196,6 +230,8 @@ def _event(label: str, counted: Progress, note: str) -> dict[str, Any]:
         "total": counted.total,
         "failed": counted.failed,
         "note": note,
+        **({"resumed": counted.resumed} if counted.resumed else {}),
+        **({} if counted.whole is None else {"whole": counted.whole}),
     }
 
 

@@ -111,6 +111,7 @@ LEVELS = [
         "hvkf.yaml_text",
         "hvkf.redaction",
         "hvkf.progress",
+        "hvkf.time_left",
         "hvkf.processes",
         "hvkf.liveness",
         "hvkf.scratch",

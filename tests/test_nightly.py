@@ -7,7 +7,7 @@ import pytest
 
 from hvkf.catalog import commits_folder
 from hvkf.config import Config
-from hvkf.errors import HvkfError, TryAgain, WorkStopped
+from hvkf.errors import BadInput, HvkfError, TryAgain, WorkStopped
 from hvkf.ledger import put_commit
 from hvkf.nightly import (
     STAGES,
@@ -49,6 +49,10 @@ class House:
         self.hours = {"encode": 0.5, "train": 2.0, "evaluate": 0.5}
         self.fault: dict[str, BaseException] = {}
         self.during: dict[str, Callable[[], None]] = {}
+
+    def check(self, config: Config) -> None:
+        if "check" in self.fault:
+            raise self.fault.pop("check")
 
     def run(self, stage: str, config: Config, timeout_s: float | None) -> Summary:
         self.ran.append((stage, config.experiment.run_id))
@@ -123,6 +127,17 @@ def test_a_better_lora_is_promoted_and_the_next_trains_on_from_it(house: House) 
     assert (second.outcome, second.began_from) == (Outcome.PROMOTED, "registry:nightly@1")
     assert house.lora_weights == "registry:nightly@1"
     assert second.run_id != first.run_id
+
+
+def test_what_a_later_stage_would_refuse_ends_the_night_before_the_first(house: House) -> None:
+    house.fault["check"] = BadInput("Nothing was begun. There is no package adam8bit.")
+    with pytest.raises(BadInput, match="Nothing was begun"):
+        night(house)
+    assert not house.ran
+    (record,) = nights(house.store, "nightly")
+    assert record.outcome == Outcome.FAILED
+    assert record.reason == "Nothing was begun. There is no package adam8bit."
+    assert night(house).outcome == Outcome.PROMOTED, "mended"
 
 
 def test_no_new_data_is_skipped_with_the_reason(house: House) -> None:

@@ -40,6 +40,31 @@ def test_lines_tell_done_and_failed(
     }
 
 
+def test_lines_tell_what_was_done_before_and_which_items_are_ready(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(PROGRESS_VARIABLE, "lines")
+    with progress("render", 4, "steps", is_in_pieces=True) as shown:
+        shown.resume(2)
+        shown.advance(2)
+        shown.advance(0, whole=1)
+    first, *_, last = map(parse_line, capsys.readouterr().out.splitlines())
+    assert first is not None
+    assert last is not None
+    assert (first["done"], first["resumed"], first["whole"]) == (2, 2, 0)
+    assert (last["done"], last["resumed"], last["whole"]) == (4, 2, 1)
+
+
+def test_a_bar_tells_how_long_the_whole_job_takes() -> None:
+    console = terminal(200)
+    with Bars(console) as shown:
+        shown.show("0", {**EVENT, "left": "about 5 min"})
+        shown.show("1", {**EVENT, "left": ""})
+    first, second = console.export_text().splitlines()[-2:]
+    assert "about 5 min left" in first
+    assert "left" not in second
+
+
 EVENT = {"label": "cache", "done": 1, "total": 2, "failed": 0, "note": "a.mp4"}
 
 

@@ -132,7 +132,7 @@ def _run_job(job: JobSpec, store: Store, listener: Listener) -> HvkfError | None
             workers.append(worker)
             watching = (index, worker, store, num_killed, lines)
             threading.Thread(target=_watch, args=watching, daemon=True).start()
-        last_words = _relay(lines, len(workers), listener)
+        last_words = _relay(lines, shares, listener)
     except BaseException:
         _stop(workers)
         raise
@@ -198,16 +198,19 @@ def _watch(
 
 
 def _relay(
-    lines: "queue.Queue[tuple[int, str | None]]", num_workers: int, listener: Listener
+    lines: "queue.Queue[tuple[int, str | None]]",
+    shares: Sequence[tuple[int, ...]],
+    listener: Listener,
 ) -> dict[int, str]:
     """Pass on progress and log lines until all workers have closed their output."""
     last_words: dict[int, str] = {}
+    num_workers = len(shares)
     while num_workers:
         index, line = lines.get()
         if line is None:
             num_workers -= 1
         elif (event := parse_line(line)) is not None:
-            listener.on_progress(index, event)
+            listener.on_progress(index, {**event, "parts": len(shares[index])})
         elif line.startswith(ERROR_PREFIX):
             last_words[index] = line.removeprefix(ERROR_PREFIX)
         else:

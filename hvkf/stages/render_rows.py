@@ -72,7 +72,8 @@ def render_rows(
     claims = Claims(store, life_s=render.claim_s, max_tries=render.max_tries)
     changed: list[str] = []
     gave_way = False
-    with progress("render", sum(task.row.steps for task in missing), "steps") as shown:
+    num_steps = sum(task.row.steps for task in missing)
+    with progress("render", num_steps, "steps", is_in_pieces=True) as shown:
         try:
             with _Renewing(claims):
                 renderer = Renderer(config.model, store, render.precision, render.speed)
@@ -193,6 +194,7 @@ class _Worker:
                 pairs[task.identity] = self._pair(task)
             except ImageFault as fault:
                 raise_if_told()
+                self._shown.advance(task.row.steps)
                 self._put(task, self._failure(task, fault))
             except _Changed as fault:
                 raise_if_told()
@@ -295,8 +297,7 @@ class _Worker:
     def _put(self, task: RenderTask, record: RenderRecord) -> None:
         put_record(self._store, record)
         self._claims.end(task.identity, "done")
-        if record.failure is not None:
-            self._shown.advance(0, note=task.row.id, failed=1)
+        self._shown.advance(0, note=task.row.id, failed=int(record.failure is not None), whole=1)
 
     def _failure(self, task: RenderTask, fault: ImageFault | RenderFault) -> RenderRecord:
         return failure_record(task, row_failure(task.row, fault.code, str(fault)), self._attempt)

@@ -175,7 +175,7 @@ class Loop:
 
     def _train(self, start: int, shown: Progress | None) -> None:
         if shown is not None:
-            shown.advance(start)
+            shown.resume(start)
         if any(flag for (flag,) in self._gang.exchange([float(self._stop.is_set)])):
             self._gang.part()
             raise Stopped(f"Told to stop before {step_name(start + 1)}; run it again to go on.")

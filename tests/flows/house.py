@@ -108,10 +108,24 @@ class House:
             time.sleep(0.5)
         pytest.fail(f"the run is {state['name']} ({state['message']}), not {names}")
 
+    def wait_while_it_proceeds(self, run: str, name: str, still_s: float = 120.0) -> None:
+        """Wait until a run is in a state, for as long as its progress goes on."""
+        shown, seen_s = "", time.monotonic()
+        while (state := self.state(run)) != name:
+            if (now := self.progress(run).partition(",")[0]) != shown:
+                shown, seen_s = now, time.monotonic()
+            assert time.monotonic() - seen_s < still_s, f"the run is {state}, at {shown}"
+            time.sleep(0.5)
+
     def state(self, run: str) -> str:
         """The name of the state that a run is in."""
         name: str = self.ask(f"flow_runs/{run}")["state"]["name"]
         return name
+
+    def states(self, run: str, name: str) -> list[str]:
+        """The messages of all states of this name that a run was in."""
+        found = self.ask(f"flow_run_states/?flow_run_id={run}")
+        return [str(state["message"]) for state in found if state["name"] == name]
 
     def progress(self, run: str) -> str:
         """What the run's newest progress artifact says; empty while there is none."""

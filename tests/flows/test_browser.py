@@ -47,6 +47,45 @@ def fill(page: Page, label: str, value: str) -> None:
     header.locator("xpath=following::*[self::textarea or self::input][1]").fill(value)
 
 
+def follow(page: Page, text: str) -> Page:
+    """Click a link of an artifact; return the page that it opens."""
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name=text, exact=True).click()
+    return opened.value
+
+
+def play(page: Page) -> None:
+    """Play each video of a page for a moment."""
+    assert page.locator("video").count()
+    for video in page.locator("video").all():
+        video.evaluate("video => video.play()")
+        page.wait_for_function("video => video.currentTime > 0", arg=video.element_handle())
+        assert video.evaluate("video => video.videoWidth") > 0
+
+
+def reaches_nothing_of_prefects(page: Page) -> None:
+    """Try what a script would that somebody brought into a page of the workspace."""
+    tried = page.evaluate("""async () => {
+        const tried = [self.origin];
+        try { tried.push(localStorage.length); } catch (error) { tried.push(error.name); }
+        try { tried.push((await fetch('/api/health')).status); }
+        catch (error) { tried.push(error.name); }
+        return tried;
+    }""")
+    assert tried == ["null", "SecurityError", "TypeError"]
+
+
+def look_at_gallery(page: Page) -> None:
+    """Open the gallery from an artifact: its pictures are seen, and its videos play."""
+    gallery = follow(page, "gallery")
+    expect(gallery.get_by_role("heading", name="1 of 1 row rendered")).to_be_visible()
+    for picture in gallery.locator(".keyframes img").all():
+        expect(picture).to_have_js_property("naturalWidth", 32)
+    play(gallery)
+    reaches_nothing_of_prefects(gallery)
+    gallery.close()
+
+
 def shot(page: Page, name: str) -> None:
     """Keep a picture of the page, where pictures are wanted."""
     if folder := os.environ.get(SCREENSHOTS):
@@ -85,12 +124,29 @@ def test_unknown_settings_are_told_in_words(house: House, page: Page) -> None:
     assert "one of: default" in message
 
 
-def test_a_value_out_of_bounds_is_refused_by_the_form(house: House, page: Page) -> None:
+def test_all_that_is_wrong_is_told_at_its_field_by_its_label(house: House, page: Page) -> None:
+    before = house.runs()
     house.form(page, "train", "train")
     fill(page, "Training steps", "-5")
+    fill(page, "Run", "a b/c")
     page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text(re.compile("greater than or equal|minimum|>= 0")).first).to_be_visible()
+    below = page.get_by_text("'Training steps' must be at least 0, not -5.")
+    expect(below).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("'Run' must be letters, digits, dots, dashes")).to_be_visible()
+    assert page.get_by_text(re.compile(r"request\.|A-Za-z")).count() == 0
+    fill(page, "Training steps", "1")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("'Training steps' must be")).to_have_count(0, timeout=20_000)
+    shot(page, "form-errors")
     assert page.url.endswith("/run")
+
+    house.form(page, "render", "render")
+    fill(page, "Table of pairs", "pairs.csv")
+    fill(page, "Pasted rows", "id,prompt\none,a square moves")
+    page.get_by_role("button", name="Submit").click()
+    both = "'Pasted rows' are given beside a 'Table of pairs': empty one of the two."
+    expect(page.get_by_text(both)).to_be_visible(timeout=20_000)
+    assert house.runs() == before
 
 
 FORMS = {
@@ -145,20 +201,20 @@ def test_the_chain_of_forms_ends_with_a_report_whose_videos_play(house: House, p
     house.wait(run, "Completed")
     page.goto(house.artifact(run, "evaluate-summary"))
     expect(page.locator("img[src^='data:image/jpeg']")).to_be_visible(timeout=20_000)
-    (report,) = (house.folder / "workspace" / "evals").rglob("report.html")
-    page.goto(report.as_uri())
-    expect(page.get_by_text("no-verdict")).to_be_visible()
-    for video in page.locator("video").all():
-        video.evaluate("video => video.play()")
-        page.wait_for_function("video => video.currentTime > 0", arg=video.element_handle())
-        assert video.evaluate("video => video.videoWidth") > 0
-    shot(page, "report")
+    report = follow(page, "report")
+    expect(report.get_by_text("no-verdict")).to_be_visible()
+    play(report)
+    shot(report, "report")
+    report.close()
 
     house.form(page, "render", "render")
     fill(page, "Table of pairs", str(house.manifest()))
     fill(page, "LoRA", "run:from-forms")
-    house.wait(house.submit(page), "Completed")
+    run = house.submit(page)
+    house.wait(run, "Completed")
     assert len(list((house.folder / "workspace" / "renders").rglob("video.mp4"))) == 1
+    page.goto(house.artifact(run, "render-summary"))
+    look_at_gallery(page)
 
     house.form(page, "render", "render")
     fill(page, "Pasted rows", house.pasted_rows())
@@ -180,6 +236,7 @@ def test_a_fault_in_pasted_rows_is_told_with_its_row_and_its_fix(house: House, p
     assert "row 1: first_frame is '../workspace:images/0.png': it leaves" in message
 
 
+@pytest.mark.timeout(1800)  # 1500 steps beside others' work
 def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
     house: House, page: Page
 ) -> None:
@@ -201,16 +258,21 @@ def test_a_cancelled_training_saves_and_a_retry_goes_on_from_there(
     house.wait(run, "Cancelled", within_s=60)
     saved = list((workspace / "runs" / "cancelled").glob("step-*/commit.json"))
     assert saved, "no checkpoint was saved"
+    wait_until(lambda: len(house.states(run, "Cancelled")) > 1, "the worker ended nothing", 60)
+    words = "Run cancelled is saved at step-"
+    assert all(words in message for message in house.states(run, "Cancelled"))
+    assert not [line for line in house.logs(run) if "Crash detected" in line]
     assert not (workspace / "runs" / "cancelled" / "result.json").exists()
 
     page.goto(f"{house.address}/runs/flow-run/{run}")
+    expect(page.get_by_text(words).first).to_be_visible(timeout=20_000)
     page.get_by_role("button", name="Retry").first.click(timeout=20_000)
     page.get_by_role("button", name="Retry").last.click()
     wait_until(
         lambda: house.ask(f"flow_runs/{run}")["state"]["name"] != "Cancelled", "no retry", 20
     )
     page.goto("about:blank")
-    house.wait(run, "Completed", within_s=600)
+    house.wait_while_it_proceeds(run, "Completed")
     losses = (workspace / "runs" / "cancelled" / "losses.jsonl").read_text().splitlines()
     assert len(losses) == NUM_CANCELLED_STEPS
     assert any("goes on from" in line for line in house.logs(run))

@@ -108,7 +108,7 @@ def test_pasted_rows_become_a_manifest_in_the_workspace(
 
 
 def test_a_table_and_pasted_rows_are_not_both_taken() -> None:
-    with pytest.raises(ValidationError, match="not both"):
+    with pytest.raises(ValidationError, match="beside a 'Table of pairs': empty one of the two"):
         RenderForm(rows=PASTED, manifest="pairs.csv")
 
 

@@ -46,15 +46,22 @@ def test_a_run_without_a_name_has_that_of_the_experiment_and_long_names_are_cut(
 
 def test_results_are_linked_where_there_is_a_page_for_them() -> None:
     assert run_link("train", "1-2") == "[train](/runs/flow-run/1-2)"
-    here = object_link("report", "/data/work space", "evals/report.html", None)
-    assert here == (
-        "[report](file:///data/work%20space/evals/report.html) "
-        "(`/data/work space/evals/report.html`)"
-    )
     aws = object_link("LoRA", "s3://bucket/prefix", "runs/a b", None)
     assert "s3/object/bucket?prefix=prefix%2Fruns%2Fa%20b" in aws
-    other = object_link("LoRA", "s3://bucket/prefix", "runs/a", "http://minio:9000")
-    assert other == "LoRA: `s3://bucket/prefix/runs/a`"
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("runs/a/step-1", "{copy} s3://bucket/x/runs/a/step-1 step-1 --recursive"),
+        ("evals/a b/report.html", "{copy} 's3://bucket/x/evals/a b/report.html' ."),
+        ("manifests/0ab/index.html", "hvkf fetch 0ab videos/ --workspace s3://bucket/x"),
+    ],
+)
+def test_where_s3_has_no_pages_a_command_gets_the_result(path: str, command: str) -> None:
+    found = object_link("it", "s3://bucket/x", path, "http://minio:9000")
+    copy = "aws s3 cp --endpoint-url http://minio:9000"
+    assert found == f"it: `{command.format(copy=copy)}`"
 
 
 def test_a_verdict_is_a_sentence_and_figures_without_what_only_programs_read() -> None:

@@ -6,10 +6,12 @@ import pytest
 
 from flows.nightly import _Stages
 from hvkf.config import Config
+from hvkf.errors import BadInput
 from hvkf.records import Summary
 from hvkf.registry import read_registered
 from hvkf.storage import FolderStore
 from tests.stages.test_evaluate_gate import write_evaluation
+from tests.workspaces import TINY
 
 
 @pytest.fixture
@@ -52,3 +54,45 @@ def test_a_better_lora_comes_into_use_under_the_nights_name_and_a_worse_does_not
     assert not promoted
     assert "against version 1" in reason
     assert read_registered(store, "house").in_use.run_id == "one"
+
+
+def checkable(store: FolderStore, **changed: object) -> Config:
+    """Settings of a night that can work, with some changed."""
+    metadata = store.root.parent / "metadata.csv"
+    metadata.write_text("caption,video_file\n")
+    return Config.model_validate(
+        {
+            "workspace": str(store.root),
+            "ingest": {"metadata": str(metadata)},
+            "model": {"pretrained_model_name_or_path": str(TINY)},
+            "cache": {"bucket_reso": ["32x32x5"]},
+            "nightly": {"name": "house"},
+            **changed,
+        }
+    )
+
+
+def test_a_night_refuses_before_its_first_stage_what_a_later_one_would(store: FolderStore) -> None:
+    stages = _Stages()
+    stages.check(checkable(store))
+    wrong = checkable(
+        store,
+        cache={"bucket_reso": []},
+        model={"pretrained_model_name_or_path": "/no/such"},
+        network={"lora_weights": "run:never-trained"},
+    )
+    with pytest.raises(BadInput) as error:
+        stages.check(wrong)
+    for said in ("Nothing was begun.", "cache.bucket_reso", "/no/such", "never-trained"):
+        assert said in str(error.value)
+
+
+def test_what_a_night_does_not_use_is_not_looked_at(store: FolderStore) -> None:
+    _Stages().check(
+        checkable(
+            store,
+            render={"manifest": "/gone.csv"},
+            network={"lora_weights": "run:gone"},
+            nightly={"name": "house", "begin_from": "scratch"},
+        )
+    )

@@ -12,27 +12,35 @@ def test_workers_add_up_to_a_rate_and_the_time_left() -> None:
     assert seen.summary(0.0) == (0.0, "waiting for the first sign of the workers")
     seen.see(0, event(0, 100), 0.0)
     seen.see(1, event(0, 100), 0.0)
-    seen.see(0, event(40, 100), 10.0)
-    seen.see(1, event(20, 100, failed=3), 10.0)
+    seen.see(0, event(40, 100), 50.0)
+    seen.see(1, event(20, 100, failed=3), 50.0)
     seen.see_pending([1])
-    percent, sentence = seen.summary(10.0)
+    percent, sentence = seen.summary(50.0)
     assert percent == 30.0
-    assert sentence == ("60 of 200 items, 6 per second, 23 s left, 3 failed, 1 of 2 parts done")
+    assert sentence == (
+        "60 of 200 items, 1.2 per second, about 2 min left before the commit, 3 failed, "
+        "1 of 2 parts done"
+    )
 
 
-def test_what_was_done_before_a_resume_is_no_speed() -> None:
+def test_parts_that_were_done_before_are_no_work() -> None:
+    seen = Sightings([0, 1, 2, 3], pending=[3])
+    seen.see(0, event(0, 100), 0.0)
+    seen.see(0, event(50, 100), 100.0)
+    percent, sentence = seen.summary(100.0)
+    assert percent == 50.0
+    assert sentence.startswith("50 of 100 items, 0.5 per second, about 2 min left")
+    assert sentence.endswith("3 of 4 parts done")
+
+
+def test_at_the_end_all_is_done_and_no_time_is_left() -> None:
     seen = Sightings([0])
-    seen.see(0, event(900, 1000), 0.0)
-    seen.see(0, event(901, 1000), 100.0)
-    assert "0.01 per second, 2 h 45 min left" in seen.summary(100.0)[1]
-
-
-def test_a_worker_that_starts_again_counts_from_there() -> None:
-    seen = Sightings([0])
-    seen.see(0, event(90, 100), 0.0)
-    seen.see(0, event(10, 100), 50.0)
-    seen.see(0, event(20, 100), 60.0)
-    assert seen.summary(60.0)[1].startswith("20 of 100 items, 1 per second")
+    seen.see(0, event(0, 2), 0.0)
+    seen.see(0, event(1, 2, failed=1), 100.0)
+    seen.see_pending([])
+    percent, sentence = seen.summary(100.0)
+    assert percent == 100.0, "one failed, and the part is done"
+    assert " left" not in sentence
 
 
 def test_the_table_lists_workers_then_parts_to_do_and_stays_short() -> None:
