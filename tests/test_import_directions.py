@@ -113,6 +113,7 @@ LEVELS = [
         "hvkf.progress",
         "hvkf.time_left",
         "hvkf.processes",
+        "hvkf.stops",
         "hvkf.liveness",
         "hvkf.scratch",
         "hvkf.code_version",
