@@ -15,6 +15,7 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 from hvkf.errors import AlreadyExists, TryAgain
+from hvkf.journal import note_completed
 from hvkf.ledger_paths import numbered, numbered_path
 from hvkf.liveness import ProcessMark, is_running, machine_name, this_process
 from hvkf.records import FORMAT_VERSION, Record
@@ -121,10 +122,12 @@ def begin_sweep(store: Store, clock: Callable[[], float] = time.time) -> Sweep:
             lease_until_s=clock() + LEASE_S,
             phase="looking",
         )
+        path = numbered_path(FOLDER, number)
         try:
-            store.put_new(numbered_path(FOLDER, number), begun.to_json())
+            store.put_new(path, begun.to_json())
         except AlreadyExists:
             continue
+        note_completed(store, path)
         return begun
 
 
