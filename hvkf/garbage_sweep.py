@@ -69,7 +69,7 @@ class Deletion:
                 self._take_commit_numbers(root, ended)
             doomed = prefixes - self._used_prefixes(roots)
             self._change("deleting", doomed)
-        except BaseException:
+        except BaseException:  # also a stop: what is spared must count again at once
             self._change("withdrawn", frozenset())
             raise
         for root in sorted(roots):

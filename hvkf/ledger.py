@@ -272,8 +272,8 @@ def put_plan(store: Store, plan: Plan) -> None:
 
     Until its result is committed, `hvkf gc` leaves alone what it makes (for a week).
     """
-    open_plan(store, plan)
     store.put(plan.path, plan.to_json())
+    open_plan(store, plan)  # second: it names the plan, which is missed where it is gone
 
 
 def read_plan(store: Store, stage: str, plan_digest: str) -> Plan:

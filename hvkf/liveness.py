@@ -5,7 +5,7 @@ import socket
 import uuid
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import psutil
 
@@ -36,6 +36,26 @@ def machine_name() -> str:
 def this_process() -> ProcessMark:
     """Describe this process."""
     return ProcessMark(os.getpid(), _started_s(os.getpid()))
+
+
+class Holder(TypedDict):
+    """The fields of a record that say who put it; `process_started_s` as in `ProcessMark`."""
+
+    owner: str
+    machine: str
+    process: int
+    process_started_s: float
+
+
+def this_holder() -> Holder:
+    """Describe this process for a record that it puts."""
+    process = this_process()
+    return Holder(
+        owner=f"{socket.gethostname()}:{process.number}",
+        machine=machine_name(),
+        process=process.number,
+        process_started_s=process.started_s,
+    )
 
 
 def is_running(mark: ProcessMark) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic import model_validator as check_model
+from pydantic_core import PydanticCustomError
 
 from hvkf.errors import BadInput, CorruptData
 from hvkf.storage import ObjectStat, Store
@@ -33,6 +34,8 @@ ENCODED_BYTES: dict[str, int | None] = {
 `streaming` knows more: `pkl` runs code, images bring decoders, and a shape in an index allocates.
 """
 
+ALLOWED = ", ".join(ENCODED_BYTES)
+BAD_ENCODING = "encoding"
 MAX_INDEX_BYTES = 32 << 20
 MAX_SHARD_BYTES = 1 << 32
 """A shard's offsets are unsigned numbers of 32 bits."""
@@ -122,9 +125,10 @@ def _check_columns(shard: MdsShard) -> None:
         raise ValueError("two columns have one name")
     for name, encoding, size in zip(names, encodings, sizes, strict=True):
         if encoding not in ENCODED_BYTES:
-            raise ValueError(
-                f"column {_shown(name)} is stored as {_shown(encoding)}, which is not read (some "
-                f"encodings run code): read are {', '.join(ENCODED_BYTES)}"
+            raise PydanticCustomError(
+                BAD_ENCODING,
+                "column {column} is stored as {encoding}; allowed are {allowed}",
+                {"column": _shown(name), "encoding": _shown(encoding), "allowed": ALLOWED},
             )
         if size != ENCODED_BYTES[encoding]:
             raise ValueError(f"column {_shown(name)} of {encoding} has another size than that")
@@ -162,6 +166,8 @@ def parse_index(data: bytes, path: str) -> tuple[MdsShard, ...]:
         detail = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in detail["loc"])[:MAX_SHOWN]
         message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == BAD_ENCODING:
+            raise BadInput(f"{path} is refused: {message}.") from None
         value = detail["input"]
         shown = f" ({_shown(value)})" if isinstance(value, str | int) and where else ""
         raise BadInput(

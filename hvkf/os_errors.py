@@ -22,8 +22,10 @@ def explain_os_error(error: OSError, folder: Path | None = None) -> HvkfError | 
     """
     place = shown_name(error.filename or folder or "a file")
     if error.errno in NO_ROOM:
+        # A write names no file; nobody knows which of the two devices it went to.
+        full = shown_name(folder or error.filename or "the workspace or of TMPDIR")
         return DiskFull(
-            f"No space left on the device of {shown_name(folder or place)}: free some (`hvkf gc` "
+            f"No space left on the device of {full}: free some (`hvkf gc` "
             "shows what nothing refers to), or set `workspace` (or TMPDIR, for scratch files) to "
             "a larger one."
         )

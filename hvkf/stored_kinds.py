@@ -28,6 +28,7 @@ class Kind(NamedTuple):
             and lines are compared with the sha256 in the record that names them.
         absence: What misses one that is gone: the journal, the record that names it, or nothing.
         fix: What to do when one does not read, as a main clause.
+        why_it_may_go: Why nothing misses one; empty where something does.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Kind(NamedTuple):
     check: Check
     absence: Absence
     fix: str
+    why_it_may_go: str
 
 
 def _read_table() -> tuple[Kind, ...]:
@@ -49,8 +51,9 @@ def _read_table() -> tuple[Kind, ...]:
             check=cast(Check, check),
             absence=cast(Absence, absence),
             fix=fix,
+            why_it_may_go=why,
         )
-        for name, pattern, what, writer, reader, check, absence, fix in rows
+        for name, pattern, what, writer, reader, check, absence, fix, why in rows
     )
 
 

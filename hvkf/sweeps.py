@@ -7,16 +7,15 @@ commit. A condemned name is never used again, so that a sweep that was frozen ha
 days later deletes nothing that counts. `hvkf.garbage` says why this is safe.
 """
 
-import os
-import socket
 import time
 from collections.abc import Callable, Set
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 from hvkf.errors import AlreadyExists, TryAgain
+from hvkf.journal import note_completed
 from hvkf.ledger_paths import numbered, numbered_path
-from hvkf.liveness import ProcessMark, is_running, machine_name, this_process
+from hvkf.liveness import ProcessMark, is_running, machine_name, this_holder
 from hvkf.records import FORMAT_VERSION, Record
 from hvkf.storage import Store
 from hvkf.stored import read_record
@@ -109,22 +108,20 @@ def begin_sweep(store: Store, clock: Callable[[], float] = time.time) -> Sweep:
                     f"{written(sweep.started_s)}: wait for its end. If its process is gone, its "
                     f"lease ends at {written(sweep.lease_until_s)}."
                 )
-        process = this_process()
         number = sweeps[-1].number + 1 if sweeps else 1
         begun = Sweep(
             number=number,
-            owner=f"{socket.gethostname()}:{os.getpid()}",
-            machine=machine_name(),
-            process=process.number,
-            process_started_s=process.started_s,
+            **this_holder(),
             started_s=clock(),
             lease_until_s=clock() + LEASE_S,
             phase="looking",
         )
+        path = numbered_path(FOLDER, number)
         try:
-            store.put_new(numbered_path(FOLDER, number), begun.to_json())
+            store.put_new(path, begun.to_json())
         except AlreadyExists:
             continue
+        note_completed(store, path)
         return begun
 
 

@@ -6,9 +6,7 @@ renewed while the process works, and gone when it ends; that of a killed process
 """
 
 import logging
-import os
 import re
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +14,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 
 from hvkf.errors import HvkfError
-from hvkf.liveness import ProcessMark, is_running, machine_name, this_process
+from hvkf.liveness import ProcessMark, is_running, machine_name, this_holder
 from hvkf.records import FORMAT_VERSION, Plan, Record
 from hvkf.storage import Store
 from hvkf.stored import read_record
@@ -90,14 +88,10 @@ def at_work(
         plan: The digest of the plan that a worker works off.
         clock: Seconds since 1970.
     """
-    process = this_process()
     use = WorkUse(
         what=what,
         plan=plan,
-        owner=f"{socket.gethostname()}:{os.getpid()}",
-        machine=machine_name(),
-        process=process.number,
-        process_started_s=process.started_s,
+        **this_holder(),
         since_s=clock(),
         until_s=clock() + LIFE_S,
     )

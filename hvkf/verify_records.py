@@ -1,6 +1,7 @@
 """What each kind of record says of other objects: which there are, and which bytes they have."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import singledispatch
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from hvkf.records import (
     SegmentRecord,
     TrainResult,
     digest,
+    plan_path,
 )
 from hvkf.registry import Registered
 from hvkf.stages.evaluate_gate import DECISIONS, Decision
@@ -147,6 +149,18 @@ def claims_of(record: Record, store: Store, path: str) -> Iterator[Claim]:
 @claims_of.register
 def _(record: JournalEntry, store: Store, path: str) -> Iterator[Claim]:
     yield Claim(record.path, path)
+
+
+@claims_of.register
+def _(record: PlanUse, store: Store, path: str) -> Iterator[Claim]:
+    if time.time() >= record.until_s:  # a plan that nobody committed for a week is given up
+        return
+    plan = plan_path(record.stage, record.digest)
+    yield Claim(plan, path)
+    # That the plan is damaged or gone is told of the plan itself.
+    with contextlib.suppress(CorruptData, FileNotFoundError):
+        parts = read_record(store, plan, Plan).parts if record.stage == "render" else ()
+        yield from (Claim(rows, plan) for rows in {str(part.work["rows"]) for part in parts})
 
 
 @claims_of.register

@@ -239,6 +239,15 @@ def test_what_the_system_refuses_is_a_sentence(
     assert said in ended.err
 
 
+def test_a_full_device_that_no_error_names_is_one_of_two(
+    ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert "No space left on the device of the workspace or of TMPDIR: free" in ended.refused(
+        "gc", "--workspace=w"
+    )
+
+
 def test_a_folder_of_temporary_files_that_is_not_there_is_said(
     ended: Ended, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

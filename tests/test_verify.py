@@ -1,21 +1,26 @@
 """Verifying: an object of any kind that is damaged or gone is seen, and its sentence names it."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from hvkf import ledger
+from hvkf.cli import stage_module
+from hvkf.config import Config
 from hvkf.errors import BadInput, CorruptData
 from hvkf.journal import delete_record, entry_path
 from hvkf.records import CatalogCommit
+from hvkf.stages import ingest
 from hvkf.storage import FolderStore
 from hvkf.stored_kinds import KINDS, Kind, kind_of
+from hvkf.uses import PLAN_LIFE_S, PLANS
 from hvkf.verify import verify_workspace
 from hvkf.verify_records import RECORDS
 from tests.commands import run_command
-from tests.whole_workspace import make_whole_workspace
+from tests.whole_workspace import STAGES, make_whole_workspace
 
 DOCS = Path(__file__).parents[1] / "docs" / "formats.md"
 CHECKED = [kind for kind in KINDS if kind.check != "none"]
@@ -23,9 +28,14 @@ NEEDED = [kind for kind in KINDS if kind.absence != "may go"]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with an object of every kind; each test leaves it as it was."""
-    return Path(make_whole_workspace(tmp_path_factory.mktemp("whole")).workspace)
+def whole_chain(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Settings whose workspace has an object of every kind; each test leaves it as it was."""
+    return make_whole_workspace(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def whole(whole_chain: Config) -> Path:
+    return Path(whole_chain.workspace)
 
 
 @pytest.fixture
@@ -100,6 +110,57 @@ def test_what_may_go_is_not_missed(store: FolderStore) -> None:
     for kind in KINDS:
         if kind.absence == "may go":
             assert damaged(store, newest(store, kind), None) == [], kind.name
+
+
+def test_a_finished_chain_goes_on_without_all_that_may_go(
+    whole_chain: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(whole_chain.workspace, tmp_path / "copy")
+    store = FolderStore(tmp_path / "copy")
+    for path in list(objects(store)):
+        kind = kind_of(path)
+        if kind is not None and kind.absence == "may go":
+            store.delete(path)
+    assert verify_workspace(store).faults == []
+    for stage in (*STAGES, "render"):
+        plan = stage_module(stage).plan(whole_chain, store)
+        assert ledger.pending_parts(store, plan) == [], stage
+        assert stage_module(stage).commit(plan, store).reused, stage
+
+
+def test_scans_that_went_before_their_commit_are_made_again(
+    whole_chain: Config, tmp_path: Path
+) -> None:
+    store = FolderStore(tmp_path)
+    plan = ingest.plan(whole_chain, store)
+    ingest.run(plan, store, plan.parts)
+    assert ledger.pending_parts(store, plan) == []
+    for path in list(store.list("datasets")):
+        store.delete(path)
+    assert ledger.pending_parts(store, plan) == list(plan.parts)
+
+
+def test_a_plan_and_its_rows_are_missed_until_its_result_is_committed_or_a_week_is_over(
+    whole_chain: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole_chain.workspace, tmp_path / "copy")
+    store = FolderStore(tmp_path / "copy")
+    (use,) = (path for path in store.list(PLANS) if "render-" in path)
+    plan = f"plans/render/{Path(use).stem.partition('-')[2]}.json"
+    record, rows = (
+        next(path for path in store.list("manifests") if name in path)
+        for name in ("/record.json", "/rows-")
+    )
+    delete_record(store, record)  # as before the commit
+    store.delete(rows)
+    (fault,) = verify_workspace(store).faults
+    assert fault.startswith(f"{store.url}/{rows} is gone although {plan} names it: ")
+    store.delete(plan)
+    (fault,) = verify_workspace(store).faults
+    assert fault.startswith(f"{store.url}/{plan} is gone although {use} names it: run the stage")
+    in_a_week_s = time.time() + PLAN_LIFE_S + 1
+    monkeypatch.setattr(time, "time", lambda: in_a_week_s)
+    assert verify_workspace(store).faults == []
 
 
 def test_a_record_in_anothers_place_is_seen(store: FolderStore) -> None:
@@ -191,7 +252,8 @@ def test_each_kind_of_record_has_its_class() -> None:
 
 
 def test_the_page_of_formats_shows_the_table_of_kinds() -> None:
-    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    text = DOCS.read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
     shown = [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows]
     assert shown == [
         (
@@ -200,3 +262,12 @@ def test_the_page_of_formats_shows_the_table_of_kinds() -> None:
         )
         for kind in KINDS
     ]
+    reasons = text.partition("What may go, and why:")[2].split("|---|---|\n")[1].splitlines()
+    assert reasons == [
+        f"| {kind.name} | {kind.why_it_may_go} |" for kind in KINDS if kind.why_it_may_go
+    ]
+
+
+def test_what_may_go_says_why() -> None:
+    for kind in KINDS:
+        assert (kind.absence == "may go") == bool(kind.why_it_may_go), kind.name

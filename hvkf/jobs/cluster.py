@@ -114,7 +114,7 @@ class WaitingTask:
             self._find_or_create(job)
             with Lease(self._cluster, self._name, self._owner) as lease:
                 return self._wait(job, lease)
-        except BaseException:
+        except BaseException:  # also a stop: this run wants the job no more
             self._leave()
             raise
 

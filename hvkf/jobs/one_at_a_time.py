@@ -33,8 +33,9 @@ def alone(plan: Plan, store: Store, say: Callable[[str], None]) -> Iterator[None
 
     Args:
         plan: Whose work it is; its digest names the work.
-        store: The workspace. In a folder, the lock lies there, for all machines that share it.
-        say: Is told once whom this waits for.
+        store: The workspace. In a folder, the lock lies there, for all machines that share it. For
+            one in S3 it lies on this machine, and holds here only.
+        say: Is told once whom this waits for, or that there are no locks.
     """
     if plan.stage in IN_TURNS:
         yield
@@ -73,6 +74,10 @@ def _acquire(lock: IO[str], plan: Plan, say: Callable[[str], None]) -> None:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
+            say(
+                f"{plan.stage}: the file system of {Path(lock.name).parent} has no locks "
+                f"({error.strerror}): see to it that no other command does this work meanwhile"
+            )
             return
         else:
             return

@@ -67,7 +67,7 @@ class Lease:
     def _run(self) -> None:
         try:
             self._renew()
-        except BaseException as error:
+        except BaseException as error:  # `check` raises it where it is heard
             self._error = error
 
     def _renew(self) -> None:

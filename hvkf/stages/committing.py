@@ -43,7 +43,7 @@ class Committer:
         """
         try:
             self._wait_for_all_but(PENDING_BYTES - writer.num_bytes)
-        except BaseException:
+        except BaseException:  # also a stop: no scratch files are left
             writer.close()
             raise
         done = self._thread.submit(self._commit, writer, then)

@@ -234,7 +234,7 @@ def _encode_segment(
             for scene, sample in zip(batch, samples, strict=True):
                 writer.add(scene.item.key, scene.item.source_sha256, sample)
                 shown.advance(note=f"{record.bucket} {scene.sample['source']}")
-    except BaseException:
+    except BaseException:  # also a stop: no scratch files are left
         writer.close()
         raise
     committer.commit(writer)

@@ -128,6 +128,7 @@ class _PairRenderer:
             raise  # the stage's, not the pair's: storage, room, memory
         except Exception as error:
             raise_if_told()
+            # Libraries raise anything on what nobody thought of; it is recorded with its type.
             code, message = "unexpected", f"{type(error).__name__}: {shortened(str(error))}"
         failure = Failure(code=code, message=message, source=scene["source"])
         return _record(pair, scene, [], failure=failure)

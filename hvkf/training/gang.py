@@ -75,7 +75,7 @@ class Gang:
         if self.is_main:
             try:
                 outcome = [work()]
-            except Exception as fault:
+            except Exception as fault:  # all ranks raise it below, this one too
                 outcome = [_sendable(fault)]
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if isinstance(outcome[0], Exception):

@@ -63,7 +63,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert [path.name for path in others] == ["c.yaml"]
 
 
-@fuzzed(80)
+@fuzzed(320)
 @given(
     st.sampled_from(COMMANDS), st.lists(st.sampled_from(WORDS) | st.text(max_size=8), max_size=4)
 )
@@ -89,7 +89,7 @@ def test_a_command_line_ends_with_one_sentence(command: str, words: list[str]) -
         assert len(text.splitlines()[-1]) < 700
 
 
-@fuzzed(300)
+@fuzzed(1200)
 @given(
     st.text(alphabet="0123456789-,. x²٣", max_size=20)
     | st.from_regex(r"[0-9]{0,30}-[0-9]{0,30}(,[0-9]{1,9})*", fullmatch=True),

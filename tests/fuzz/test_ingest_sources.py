@@ -45,7 +45,7 @@ def config_of(folder: Path, rows: list[str]) -> Config:
     return check_config({"workspace": str(folder / "workspace"), "ingest": settings}, "the test")
 
 
-@fuzzed(60)
+@fuzzed(480)
 @given(rows=st.lists(paths, min_size=1, max_size=4))
 @example(rows=["a.mp4/x.mp4"])
 @example(rows=["x" * 256 + ".mp4"])

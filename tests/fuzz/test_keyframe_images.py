@@ -65,7 +65,7 @@ pictures = st.sampled_from(PICTURES).map(lambda kind_and_mode: valid(*kind_and_m
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of damage that Pillow reads around
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@fuzzed(300)
+@fuzzed(1200)
 @given(mutated(pictures))
 @example(valid("AVIF", "RGB")[:-10] + bytes(10))
 def test_a_damaged_image_gives_a_keyframe_or_a_fault(data: bytes) -> None:
@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@fuzzed(60)
+@fuzzed(480)
 @given(paths=st.lists(paths | paths.map("workspace:{}".format), min_size=1, max_size=5))
 @example(paths=["a" * 256])
 @example(paths=["."])

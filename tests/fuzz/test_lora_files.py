@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("loras")
 
 
-@fuzzed(200)
+@fuzzed(1600)
 @given(data=mutated(st.just(safetensors(header()))) | odd_headers() | adapters)
 @example(data=safetensors(header()))
 @example(data=with_metadata("no JSON"))
@@ -120,7 +120,7 @@ specs = st.builds(
 )
 
 
-@fuzzed(100)
+@fuzzed(800)
 @given(spec=specs)
 @example(spec="~bob/x")
 @example(spec="x" * 300)

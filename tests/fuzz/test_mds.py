@@ -86,7 +86,7 @@ def read_segment(folder: Path) -> None:
 @example(b"[" * 100_000)
 @example(json.dumps({**INDEX, "shards": [{}]}).encode())
 @example(json.dumps({**INDEX, "shards": INDEX["shards"] * 100}).encode())
-@fuzzed(300)
+@fuzzed(2400)
 def test_any_index_is_read_or_refused(index: bytes) -> None:
     with in_bounds():
         parse_index(index, "index.json")
@@ -98,7 +98,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(mutated_index())
-@fuzzed(25)
+@fuzzed(200)
 def test_a_folder_of_any_index_is_read_or_refused(index: bytes) -> None:
     with cache_with(index) as folder:
         read_all(folder)
@@ -141,7 +141,7 @@ def damages(draw: st.DrawFn) -> Damage:
 
 
 @given(damages(), st.sampled_from(["latents", "videos"]))
-@fuzzed(40)
+@fuzzed(320)
 def test_any_shard_is_read_or_refused(plain: dict[str, Path], damage: Damage, kind: str) -> None:
     of = plain[kind]
     with cache_with(shard=damage(shard_of(of).read_bytes()), of=of) as folder:
@@ -155,7 +155,7 @@ def test_any_shard_is_read_or_refused(plain: dict[str, Path], damage: Damage, ki
 
 
 @given(mutated_bytes(shard_of(CACHED).read_bytes()))
-@fuzzed(15)
+@fuzzed(120)
 def test_any_compressed_shard_is_read_or_refused(shard: bytes) -> None:
     index = copy.deepcopy(INDEX)
     index["shards"][0]["zip_data"]["bytes"] = len(shard)

@@ -67,7 +67,7 @@ def test_there_is_a_sample_of_each_kind_and_it_reads(store: FolderStore) -> None
         assert json.loads(record.to_json()).items() >= sample["record"].items()
 
 
-@fuzzed(400)
+@fuzzed(1600)
 @given(kind=kinds, data=st.data())
 def test_a_value_of_another_kind_is_a_sentence(
     store: FolderStore, kind: str, data: st.DataObject
@@ -91,7 +91,7 @@ def test_a_value_of_another_kind_is_a_sentence(
     check(store, kind, text.encode())
 
 
-@fuzzed(200)
+@fuzzed(800)
 @given(
     kind=kinds,
     place=st.floats(0, 1, exclude_max=True),
@@ -126,7 +126,7 @@ def test_what_was_found_to_break_is_a_sentence(store: FolderStore, kind: str, da
     check(store, kind, data)
 
 
-@fuzzed(150)
+@fuzzed(1200)
 @given(st.binary(max_size=60) | st.sampled_from([text.encode() for text in ODD_TEXTS]))
 @example(b'{"step":1,"loss":NaN}')
 @example(b'{"step":true,"loss":1}')

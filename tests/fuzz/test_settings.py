@@ -37,7 +37,7 @@ KEYS = st.sampled_from(known_keys())
 TEXTS = st.sampled_from(ODD_TEXTS) | st.text(max_size=30)
 
 
-@fuzzed(400)
+@fuzzed(1600)
 @given(KEYS, TEXTS)
 @example("render.negative_prompt", "a: b: c")
 @example("experiment.run_id", "2026-11-29")
@@ -50,7 +50,7 @@ def test_an_override_is_taken_or_refused_in_a_sentence(key: str, text: str) -> N
         load_config(None, [f"--{key}={text}"]).model_dump_json()
 
 
-@fuzzed(150)
+@fuzzed(1200)
 @given(st.text(max_size=40), st.text(alphabet="abcdefghij_.-=", max_size=60), TEXTS)
 @example("--", "workspace.x.y", "1")
 @example("--", "." * 60, "1")
@@ -101,7 +101,7 @@ FOUND = [
 ]
 
 
-@fuzzed(60)
+@fuzzed(480)
 @given(MUTATED)
 def test_a_mutated_file_is_taken_or_refused_in_a_sentence(text: str) -> None:
     read(text)
@@ -120,7 +120,7 @@ def read(text: str) -> None:
             load_config(Path(file.name), ["--network.lora_alpha=1"])
 
 
-@fuzzed(100)
+@fuzzed(800)
 @given(KEYS, VALUES)
 def test_a_value_of_another_kind_is_taken_or_refused_in_a_sentence(key: str, value: Any) -> None:
     *parents, last = key.split(".")
@@ -130,7 +130,7 @@ def test_a_value_of_another_kind_is_taken_or_refused_in_a_sentence(key: str, val
     read(yaml.safe_dump(settings))
 
 
-@fuzzed(40)
+@fuzzed(320)
 @given(st.binary(max_size=60) | st.sampled_from([b"\xff", b"\xef\xbb\xbfworkspace: a", b"\0"]))
 def test_standard_input_is_taken_or_refused_in_a_sentence(data: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:

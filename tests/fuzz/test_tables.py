@@ -101,28 +101,28 @@ def test_odd_files_are_refused_or_read(number: int, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @given(data=st.data())
-@fuzzed(60)
+@fuzzed(480)
 def test_a_table_of_odd_bytes_is_refused_or_read(suffix: str, data: st.DataObject) -> None:
     read_videos(data.draw(mutated_bytes(encoded(VIDEOS, suffix))), suffix)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @given(data=st.data())
-@fuzzed(60)
+@fuzzed(480)
 def test_a_manifest_of_odd_bytes_is_refused_or_read(suffix: str, data: st.DataObject) -> None:
     read_pairs(data.draw(mutated_bytes(encoded(PAIRS, suffix))), suffix)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
 @given(rows=mutated_json(VIDEOS))
-@fuzzed(60)
+@fuzzed(480)
 def test_a_table_of_odd_cells_is_refused_or_read(suffix: str, rows: Any) -> None:
     read_videos(encoded(rows, suffix), suffix)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
 @given(rows=mutated_json(PAIRS))
-@fuzzed(80)
+@fuzzed(640)
 def test_a_manifest_of_odd_cells_is_refused_or_read(suffix: str, rows: Any) -> None:
     read_pairs(encoded(rows, suffix), suffix)
 
@@ -134,7 +134,7 @@ def test_a_manifest_of_odd_cells_is_refused_or_read(suffix: str, rows: Any) -> N
 @example("keyframes", "[" * 100_000)
 @example("seed", "9" * 5000)
 @example("width", 10**400)
-@fuzzed(300)
+@fuzzed(2400)
 def test_any_cell_of_a_manifest_is_read_or_its_rows_error(column: str, value: Any) -> None:
     rows = [{**PAIRS[0], column: value}, {**PAIRS[1]}]
     if column != "keyframes":
@@ -183,7 +183,7 @@ def _any_of(kind: pa.DataType) -> pa.Array:
 
 
 @given(parquet_tables())
-@fuzzed(100)
+@fuzzed(800)
 def test_columns_of_any_type_are_read_or_refused(data: bytes) -> None:
     read_videos(data, ".parquet")
     read_pairs(data, ".parquet")

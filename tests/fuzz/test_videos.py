@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("videos")
 
 
-@fuzzed(90)
+@fuzzed(720)
 @given(mutated(valid))
 def test_a_damaged_video_is_an_error_or_its_frames(folder: Path, data: bytes) -> None:
     path = folder / "a.mp4"  # no reader goes by the name
@@ -72,7 +72,7 @@ def test_a_damaged_video_is_an_error_or_its_frames(folder: Path, data: bytes) ->
         list(decode_frames(path, [0, 2]))
 
 
-@fuzzed(20)
+@fuzzed(160)
 @given(st.sampled_from(NAMES), st.integers(0, 255))
 def test_bytes_behind_the_beginning_of_a_video_are_an_error(
     folder: Path, name: str, number: int

@@ -67,7 +67,7 @@ def told(address: str) -> str | None:
     return post_verdict(VARIABLE, {"outcome": "kept"})
 
 
-@fuzzed(60)
+@fuzzed(480)
 @given(address=mutated(VALID))
 @example(address="http://[::1")
 @example(address="http://127.0.0.1:port/" + SECRET)
@@ -89,7 +89,7 @@ def test_an_odd_address_is_a_sentence_without_its_secrets(
     assert SECRET not in caplog.text
 
 
-@fuzzed(40)
+@fuzzed(160)
 @given(
     answer=st.one_of(
         mutated(ANSWER.decode()).map(lambda text: text.encode("utf-8", "replace")), st.binary()
@@ -125,7 +125,7 @@ def answer_all(server: socket.socket, answer: bytes) -> None:
                 continue
 
 
-@fuzzed(100)
+@fuzzed(800)
 @given(text=mutated(VALID))
 @example(text="'http://key:SECRET@host/path' and \"https://SECRET@host\"")
 @example(text="s3://k:S@E@b/prefix")

@@ -1,5 +1,6 @@
 """Two commands that want the same work: one does it, the other waits and says so."""
 
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hvkf.jobs import local
-from hvkf.jobs.one_at_a_time import POLL_S
+from hvkf.jobs.one_at_a_time import POLL_S, alone
 from hvkf.jobs.run import run_plan
 from hvkf.jobs.spec import Listener
 from hvkf.records import Part, Plan
@@ -119,3 +120,19 @@ def test_who_has_only_just_begun_is_named_all_the_same(store: FolderStore) -> No
         time.sleep(3 * POLL_S)
     waiting.join(60)
     assert said == ["train: process 123 on there does this work already; waiting for it"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_it_is_said_once(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(file: object, flags: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("hvkf.jobs.one_at_a_time.fcntl.flock", flock)
+    said: list[str] = []
+    with alone(plan_of("train"), store, said.append):
+        pass
+    (sentence,) = said
+    assert sentence.startswith(f"train: the file system of {store.root / 'jobs'}")
+    assert f"has no locks ({os.strerror(number)}): see to it that no other command" in sentence
