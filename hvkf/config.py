@@ -14,7 +14,7 @@ from hvkf.settings.experiment import ExperimentConfig, ModelConfig
 from hvkf.settings.jobs import JobsConfig
 from hvkf.settings.nightly import NightlyConfig
 from hvkf.settings.rendering import RenderConfig
-from hvkf.settings.section import PathText, Section
+from hvkf.settings.section import NeededPath, Section
 from hvkf.settings.training import (
     CheckpointingConfig,
     DdpConfig,
@@ -28,7 +28,7 @@ from hvkf.settings.training import (
 class Config(Section):
     """All settings of all stages."""
 
-    workspace: PathText = Field(
+    workspace: NeededPath = Field(
         "workspace", description="Where everything is kept: a folder or s3://bucket/prefix."
     )
     experiment: ExperimentConfig = ExperimentConfig()

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from hvkf import atomic_files
 from hvkf.errors import AlreadyExists, BadInput, CorruptData
 from hvkf.os_errors import NO_ROOM, check_is_folder, explain_os_error
-from hvkf.settings.section import in_home
+from hvkf.settings.section import in_home, not_blank
 from hvkf.shown import shown, shown_name
 from hvkf.stored_kinds import ROOTS
 from hvkf.user_files import open_regular, read_regular, shortened
@@ -353,7 +353,7 @@ def open_folder(url: str, *, confined: bool = False) -> Store:
             "not supported."
         )
     try:
-        folder = Path(in_home(url))
+        folder = Path(in_home(not_blank(url)))
     except ValueError as error:
         raise BadInput(f"{shown_name(url)!r} is no folder: {error}.") from None
     check_is_folder(folder.absolute(), "workspace or folder")

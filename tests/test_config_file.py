@@ -253,6 +253,16 @@ PATHS = [
 ]
 
 
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize(
+    "key", ["workspace", "ingest.metadata", "model.pretrained_model_name_or_path"]
+)
+def test_a_path_that_is_needed_is_not_blank(key: str, value: str) -> None:
+    """`--workspace=$UNSET` worked in the current folder."""
+    with pytest.raises(ConfigError, match=f"{key} is '{value}', but a path is needed"):
+        load_config(None, [f"--{key}={value}"])
+
+
 @pytest.mark.parametrize("key", PATHS)
 def test_a_tilde_is_the_home_folder(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from hvkf.settings.section import PathText, Precision, Section
+from hvkf.settings.section import NeededPath, PathText, Precision, Section
 
 
 class IngestConfig(Section):
@@ -13,7 +13,7 @@ class IngestConfig(Section):
     dataset: str = Field(
         "default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the data set."
     )
-    metadata: PathText = Field(
+    metadata: NeededPath = Field(
         "metadata.csv", description="Table of videos and captions: CSV, JSON, JSONL or Parquet."
     )
     base_dir: PathText | None = Field(

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hvkf.settings.section import PathText, Section
+from hvkf.settings.section import NeededPath, PathText, Section
 
 
 class ExperimentConfig(Section):
@@ -35,7 +35,7 @@ class ExperimentConfig(Section):
 class ModelConfig(Section):
     """Which HunyuanVideo checkpoint to use, and how."""
 
-    pretrained_model_name_or_path: PathText = Field(
+    pretrained_model_name_or_path: NeededPath = Field(
         "hunyuanvideo-community/HunyuanVideo",
         description="A hub id, a folder, workspace:PATH for a folder in the workspace, or "
         "hvkf-tiny, which comes with hvkf.",

@@ -28,6 +28,22 @@ def in_home(path: str) -> str:
 PathText = Annotated[str, AfterValidator(in_home)]
 
 
+def not_blank(path: str) -> str:
+    """Return a path as it is.
+
+    Raises:
+        ValueError: it is blank. The system takes that for the current folder, which
+            `--workspace=$UNSET` must not mean.
+    """
+    if not path.strip():
+        raise ValueError("a path is needed; the current folder is .")
+    return path
+
+
+# A path without which nothing is done.
+NeededPath = Annotated[PathText, AfterValidator(not_blank)]
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
 

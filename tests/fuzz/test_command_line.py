@@ -65,8 +65,17 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @fuzzed(320)
 @given(
-    st.sampled_from(COMMANDS), st.lists(st.sampled_from(WORDS) | st.text(max_size=8), max_size=4)
+    st.sampled_from(COMMANDS),
+    # Not the current folder, which may be a workspace.
+    st.lists(
+        st.sampled_from(WORDS)
+        | st.text(max_size=8).filter(lambda word: not word or not set(word) <= set("./")),
+        max_size=4,
+    ),
 )
+@example("submit x", ["--workspace="])
+@example("cache run --plan p", ["--workspace="])
+@example("submit x", ["--workspace", " "])
 @example("gc", ["--workspace=c.yaml"])
 @example("cache run --plan p", ["--workspace=w", "--parts=0-99999999"])
 @example("registry show x", ["--workspace=w", "\0"])
