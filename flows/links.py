@@ -48,7 +48,12 @@ def _command(workspace: str, path: str, endpoint: str) -> str:
     return f"{copy} ." if pure.suffix else f"{copy} {shlex.quote(pure.name)} --recursive"
 
 
+def link_of(text: str, workspace: str, path: str) -> str:
+    """Link to an object, by the S3 service that this process uses."""
+    endpoint = next(filter(None, map(os.environ.get, ENDPOINT_VARIABLES)), None)
+    return object_link(text, workspace, path, endpoint)
+
+
 def links_of(summary: Summary, workspace: str) -> list[str]:
     """Link what a stage's summary names."""
-    endpoint = next(filter(None, map(os.environ.get, ENDPOINT_VARIABLES)), None)
-    return [object_link(name, workspace, path, endpoint) for name, path in summary.links.items()]
+    return [link_of(name, workspace, path) for name, path in summary.links.items()]

@@ -17,6 +17,7 @@ from flows.endings import told
 from flows.form_errors import read_form
 from flows.forms import NightlyForm
 from flows.labels import label_this_run
+from flows.links import link_of
 from flows.pipeline import Ran, lines_of, run_below
 from flows.server import wait_for_server
 from flows.stage import run_hvkf
@@ -24,9 +25,10 @@ from hvkf.config import Config
 from hvkf.config_checks import check_before_start
 from hvkf.errors import HvkfError, WorkStopped
 from hvkf.loras import REGISTRY_SCHEME
-from hvkf.nightly import Decision, Night, NightRecord, NightRefused, OutOfBudget
+from hvkf.nightly import Decision, Night, NightRecord, NightRefused, Outcome, OutOfBudget
 from hvkf.records import Summary
-from hvkf.registry import find_registered
+from hvkf.registry import CARD_NAME, find_registered, lora_folder
+from hvkf.stages.model_card import SAMPLES_NAME
 from hvkf.storage import open_folder, open_store
 from hvkf.webhook import post_verdict
 
@@ -39,6 +41,7 @@ SHOWN = {
     "ended_at": "ended",
 }
 """What the verdict's table shows, and how it is called there."""
+CARD_FILES = {"model card": CARD_NAME, "samples": SAMPLES_NAME}
 
 
 @flow(name="nightly", persist_result=False, validate_parameters=False)
@@ -156,6 +159,20 @@ def verdict_of(record: NightRecord) -> dict[str, Any]:
     }
 
 
+def _model_card(record: NightRecord, workspace: str) -> list[str]:
+    """Link the card of the LoRA that a night put into use, and its samples."""
+    if record.outcome != Outcome.PROMOTED:
+        return []
+    registered = find_registered(open_store(workspace), record.name)
+    if registered is None or registered.in_use.run_id != record.run_id:
+        return []  # another came into use meanwhile
+    version = registered.in_use
+    kept = {file.name for file in version.files}
+    found = [(text, name) for text, name in CARD_FILES.items() if name in kept]
+    folder = lora_folder(version.lora_sha256)
+    return [*(f"- {link_of(text, workspace, f'{folder}/{name}')}" for text, name in found), ""]
+
+
 def _tell(record: NightRecord, config: Config, ran: list[Ran]) -> None:
     """Send the verdict as an event, an artifact and, where one is set, to a webhook."""
     logger = get_run_logger()
@@ -176,7 +193,8 @@ def _tell(record: NightRecord, config: Config, ran: list[Ran]) -> None:
     wait_for_server()
     title = f"Night {record.number} of {record.name}: {record.outcome}"
     rows = [f"| {name} | {values[key]} |" for key, name in SHOWN.items() if values[key]]
-    lines = [f"# {title}", "", record.reason, "", "| | |", "|-|-|", *rows, ""]
+    table = ["| | |", "|-|-|", *rows, ""]
+    lines = [f"# {title}", "", record.reason, "", *_model_card(record, config.workspace), *table]
     create_markdown_artifact(
         key="nightly-verdict",
         markdown="\n".join([*lines, *lines_of(ran, config.workspace)]),

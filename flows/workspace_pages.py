@@ -30,6 +30,7 @@ SHOWN = {
     "renders": (".json", ".png", ".jpg", ".mp4"),
     "runs": (".jsonl",),
     "datasets": (".json",),
+    "registry": (".md", ".jpg"),
 }
 """What is shown: suffixes of files by the workspace's folder that they lie in."""
 RULES = (
@@ -42,7 +43,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",  # the address is a secret
     "cache-control": "private, no-cache",
 }
-TEXT = "text/plain"
+TEXT, READ_AS_TEXT = "text/plain", (".jsonl", ".md")
 SECRET_LETTERS = 32
 
 
@@ -90,7 +91,8 @@ class WorkspacePages:
         if file is None:
             sentence = "There is no such page: open it by its link in the run's artifact.\n"
             return PlainTextResponse(sentence, 404)
-        kind = TEXT if file.suffix == ".jsonl" else mimetypes.guess_type(file.name)[0]
+        is_text = file.suffix in READ_AS_TEXT
+        kind = TEXT if is_text else mimetypes.guess_type(file.name)[0]
         return FileResponse(file, headers=HEADERS, media_type=kind or "application/octet-stream")
 
     def _file(self, rest: str) -> Path | None:

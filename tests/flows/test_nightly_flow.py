@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.nightly import _Stages
+from flows.nightly import _model_card, _Stages
 from hvkf.config import Config
 from hvkf.errors import BadInput
+from hvkf.nightly import NightRecord, Outcome
 from hvkf.records import Summary
 from hvkf.registry import read_registered
 from hvkf.storage import FolderStore
@@ -48,6 +49,19 @@ def test_a_better_lora_comes_into_use_under_the_nights_name_and_a_worse_does_not
     assert "promote: clip_psnr_db: +5" in reason
     assert "registry/decisions/" in reason
     assert stages.in_use(settings(store)) == "registry:house@1"
+    night = NightRecord(
+        name="house",
+        number=1,
+        owner="a flow run",
+        started_at="2026-01-01T00:00:00+00:00",
+        lease_until_s=0.0,
+        outcome=Outcome.PROMOTED,
+        run_id="one",
+    )
+    (card, _) = _model_card(night, str(store.root))  # without pictures, no samples
+    assert card.startswith("- model card: ")
+    assert store.exists(card.split("`")[1].removeprefix(f"{store.root}/"))
+    assert _model_card(night.model_copy(update={"run_id": "another"}), str(store.root)) == []
 
     write_evaluation(store, "worse", 24, 0.5)
     promoted, reason = judged(store, "worse")

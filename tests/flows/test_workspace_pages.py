@@ -21,6 +21,7 @@ FILES = {
     "evals/r/report.html": b"report",
     "runs/r/losses.jsonl": b"{}\n",
     "runs/r/step-1/pytorch_lora_weights.safetensors": b"lora",
+    "registry/loras/0/README.md": b"# a model card",
     # None of these is a result for people.
     "runs/r/step-1/optimizer.safetensors": b"x",
     "runs/r/run.json": b"x",
@@ -29,7 +30,7 @@ FILES = {
     "evals/.hidden/report.html": b"x",
     "renders/1/video.py": b"x",
 }
-SHOWN = list(FILES)[:5]
+SHOWN = list(FILES)[:6]
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_a_page_in_the_sandbox_finds_its_pictures_and_videos_by_relative_links(
     assert answer.headers["content-type"] == "video/mp4"
 
 
-@pytest.mark.parametrize("path", [*list(FILES)[5:], "evals/link.html", "evals/pipe.html", "evals"])
+@pytest.mark.parametrize("path", [*list(FILES)[6:], "evals/link.html", "evals/pipe.html", "evals"])
 def test_what_is_no_result_is_not_shown(workspace: Path, path: str) -> None:
     assert ask(page_address(str(workspace), path, PASSWORD)).status_code == 404
 
