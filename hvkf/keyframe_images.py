@@ -23,6 +23,8 @@ MAX_FILE_BYTES = 256 << 20
 MAX_PIXELS = 1 << 26
 MAX_PIXELS_OF = {"WEBP": 24_000_000, "AVIF": 24_000_000}
 """Of formats whose decoders take 15 to 18 bytes a pixel, and give no smaller picture."""
+MAX_CMYK_JPEG_PIXELS = 48_000_000
+"""JPEG's decoder keeps two bytes for each pixel and band where a file has several passes."""
 MAX_WHOLE_PIXELS = 1 << 25
 """Pictures above this are shrunk while they are converted, if what they are for is smaller."""
 BAND_PIXELS = 1 << 20
@@ -92,7 +94,7 @@ def decode_image(data: bytes, name: str, cover: Size | None = None) -> Pixels:
 
     Raises:
         ImageFault: damaged, animated, of a kind without colours, or of more than 67 megapixels (24
-            in WebP and AVIF, whose decoders take more memory).
+            in WebP and AVIF, 48 in JPEG of four colours, whose decoders take more memory).
     """
     try:
         pixels, orientation = _decode(data, name, cover)
@@ -160,17 +162,24 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise ImageFault(
             "unreadable", f"{name} is no image that can be read; use PNG, JPEG or WebP"
         ) from error
-    limit = MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
-    if image.width * image.height > limit:
-        raise ImageFault(
-            "too-large",
-            f"{name} has {image.width * image.height / 1e6:.0f} megapixels, and {image.format} may "
-            f"have {limit / 1e6:.0f}; shrink it",
-        )
+    _check_size(image, name)
     # Cameras store previews behind the picture in MPO, a kind of JPEG.
     if is_animated and image.format != "MPO":
         raise ImageFault("animated", f"{name} is animated; export the frame that is meant")
     return image
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    kind = image.format or ""
+    limit = MAX_PIXELS_OF.get(kind, MAX_PIXELS)
+    if kind in ("JPEG", "MPO") and image.mode == "CMYK":
+        kind, limit = "JPEG in CMYK", MAX_CMYK_JPEG_PIXELS
+    if image.width * image.height > limit:
+        raise ImageFault(
+            "too-large",
+            f"{name} has {image.width * image.height / 1e6:.0f} megapixels, and {kind} may "
+            f"have {limit / 1e6:.0f}; shrink it",
+        )
 
 
 def _decode(data: bytes, name: str, cover: Size | None) -> tuple[Pixels, int]:
