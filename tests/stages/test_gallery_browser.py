@@ -101,11 +101,11 @@ def look_through(page: Page, address: str) -> None:
     expect(said).to_have_text(f"page 2 of 2, {NUM_ROWS + 1} rows")
     expect(cards).to_have_count(NUM_ROWS + 1 - PER_PAGE)
     page.get_by_label("State").select_option("failed")
-    expect(said).to_have_text("page 1 of 1, 1 rows")
+    expect(said).to_have_text("page 1 of 1, 1 row")
     expect(cards.first).to_contain_text("there is no image gone.png")
     page.get_by_label("State").select_option("rendered")
     page.get_by_label("Find").fill("TAG7 cat")
-    expect(said).to_have_text("page 1 of 1, 1 rows")
+    expect(said).to_have_text("page 1 of 1, 1 row")
     expect(cards.first.locator("h3")).to_have_text("row-07")
     page.get_by_label("Find").fill("")
     for order, better in (("-keyframe_psnr_db", max), ("keyframe_psnr_db", min)):
