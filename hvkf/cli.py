@@ -316,6 +316,13 @@ def run_command(arguments: Sequence[str]) -> int:
     An error is one sentence on standard error, whatever it is.
     """
     try:
+        return _ended(arguments)
+    except BrokenPipeError:  # also while an error is told, or the help of `hvkf` alone
+        return NO_READER_CODE
+
+
+def _ended(arguments: Sequence[str]) -> int:
+    try:
         words, overrides = split_overrides(arguments)
         with missing_modules_told(f"`hvkf {' '.join(words[:1])}`"):
             code = app(args=words, obj=overrides, prog_name="hvkf", standalone_mode=False)
@@ -331,7 +338,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED_CODE
     except BrokenPipeError:
-        return NO_READER_CODE
+        raise
     except Exception as error:  # the last resort: it is told, and kept
         return _end(stops.cause_of_end(error))
     if code == INTERRUPTED_CODE:  # Typer may have caught it first

@@ -19,7 +19,7 @@ def add_commands(app: typer.Typer) -> None:
             bool, typer.Option(help="Write data, checkpoint and settings, and run nothing.")
         ] = False,
     ) -> None:
-        """Runs the whole chain on three real clips with a tiny checkpoint that it builds."""
+        """Runs the whole chain on moving shapes and real clips with a tiny model."""
         refuse_settings(context, "it writes its own to FOLDER/config.yaml, for `hvkf run --config`")
         from hvkf.demo import prepare
 

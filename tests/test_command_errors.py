@@ -318,16 +318,30 @@ def test_a_command_that_has_said_its_error_ends(tmp_path: Path, kind: str) -> No
     assert "there is no setting x" in ended.stderr
 
 
-def test_a_reader_that_is_gone_ends_a_command_quietly(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "errors"),
+    [
+        (["gc", "--workspace=."], subprocess.PIPE),
+        ([], subprocess.PIPE),  # whose help is printed as an error is
+        (["gc", "--workspace=nowhere"], subprocess.STDOUT),
+    ],
+)
+def test_a_reader_that_is_gone_ends_a_command_quietly(
+    tmp_path: Path, words: list[str], errors: int
+) -> None:
     open_store(str(tmp_path))
-    command = [sys.executable, "-m", "hvkf.cli", "gc", f"--workspace={tmp_path}"]
     read, write = os.pipe()
     os.close(read)
     try:
         ended = subprocess.run(
-            command, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+            [sys.executable, "-m", "hvkf.cli", *words],
+            stdout=write,
+            stderr=errors,
+            cwd=tmp_path,
+            timeout=60,
+            check=False,
         )
     finally:
         os.close(write)
     assert ended.returncode == cli.NO_READER_CODE
-    assert ended.stderr == b""
+    assert not ended.stderr
