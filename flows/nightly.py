@@ -27,8 +27,7 @@ from hvkf.errors import HvkfError, WorkStopped
 from hvkf.loras import REGISTRY_SCHEME
 from hvkf.nightly import Decision, Night, NightRecord, NightRefused, Outcome, OutOfBudget
 from hvkf.records import Summary
-from hvkf.registry import CARD_NAME, find_registered, lora_folder
-from hvkf.stages.model_card import SAMPLES_NAME
+from hvkf.registry import CARD_NAME, SAMPLES_NAME, find_registered, lora_folder
 from hvkf.storage import open_folder, open_store
 from hvkf.webhook import post_verdict
 

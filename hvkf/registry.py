@@ -25,6 +25,7 @@ FOLDER = "registry"
 LORAS = f"{FOLDER}/loras"
 LORA_FILE_NAME = "pytorch_lora_weights.safetensors"
 CARD_NAME = "README.md"
+SAMPLES_NAME = "samples.jpg"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

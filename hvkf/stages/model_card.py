@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from hvkf.records import RunRecord
-from hvkf.registry import Candidate
+from hvkf.registry import SAMPLES_NAME, Candidate
 from hvkf.storage import Store
 from hvkf.stored import read_record
 
-SAMPLES_NAME = "samples.jpg"
 SHOWN_FILES = ("first", "last", "lora")
 
 

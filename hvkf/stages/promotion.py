@@ -10,6 +10,7 @@ from hvkf.loras import Lora, local_lora_file
 from hvkf.records import FileEntry
 from hvkf.registry import (
     CARD_NAME,
+    SAMPLES_NAME,
     Candidate,
     Version,
     keep_lora,
@@ -17,7 +18,7 @@ from hvkf.registry import (
     lora_path,
     promote,
 )
-from hvkf.stages.model_card import SAMPLES_NAME, draw_samples, model_card
+from hvkf.stages.model_card import draw_samples, model_card
 from hvkf.storage import Store
 from hvkf.stored import put_file
 from hvkf.training.runs import read_run
