@@ -104,7 +104,7 @@ def read_mapping(data: bytes) -> Mapping[str, Any]:
     """Read a JSON object; empty where it is none."""
     try:
         return mapping(json.loads(data))
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested without end
         return {}
 
 

@@ -8,7 +8,7 @@ Needs neither torch nor `streaming`, for planning reads indexes too.
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError
 from pydantic import model_validator as check_model
 from pydantic_core import PydanticCustomError
 
@@ -105,7 +105,8 @@ class _Index(BaseModel):
     model_config = ConfigDict(strict=True)
 
     version: Literal[2]
-    shards: tuple[MdsShard, ...]
+    # At the first error: a small file can have millions, and all would be kept.
+    shards: Annotated[tuple[MdsShard, ...], FailFast()]
 
     @check_model(mode="after")
     def _check(self) -> Self:

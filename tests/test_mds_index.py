@@ -124,3 +124,10 @@ def test_what_is_no_index_is_one_sentence(data: bytes) -> None:
     with pytest.raises(BadInput, match="x is not an index of MDS shards") as caught:
         parse_index(data, "x")
     assert len(str(caught.value)) < 600
+
+
+def test_millions_of_errors_are_one_of_them() -> None:
+    """All of them were kept: 2 GB for 300 KB, and an end by the kernel for 30 MB."""
+    data = b'{"version": 2, "shards": [' + b"{}," * 5_000_000 + b"{}]}"
+    with pytest.raises(BadInput, match=r"shards\.0"):
+        parse_index(data, "index.json")

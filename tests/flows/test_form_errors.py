@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from flows.asgi import read_mapping
 from flows.form_errors import read_form
 from flows.forms import RenderForm, TrainForm
 from flows.server import SERVER_PASSWORD, free_port, new_password, serving
@@ -177,3 +178,9 @@ def test_who_has_no_password_is_told_nothing_of_forms(server: Server) -> None:
     with pytest.raises(AssertionError):
         stranger.check(TrainForm, TWO_WRONG)
     assert stranger.start(TrainForm, TWO_WRONG) == (401, {"exception_message": "Unauthorized"})
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 20_000, b"", b"[]", b"\xff"])
+def test_a_body_that_is_no_object_is_an_empty_one(body: bytes) -> None:
+    """A deep one was a RecursionError, before the password was asked for."""
+    assert read_mapping(body) == {}
