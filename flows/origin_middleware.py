@@ -94,9 +94,8 @@ class OwnPagesOnly:
                 f"{min(self._answered.origins)}."
             )
         if scope["type"] == "http" and scope["path"].startswith(PAGES_PATH):
-            return (
-                None  # in a sandbox, each is another site to the next; their addresses are secret
-            )
+            # In a sandbox, each is another site to the next; their addresses are secret.
+            return None
         origins = list(_values(scope, b"origin"))
         if origins:
             foreign = [origin for origin in origins if origin not in self._answered.origins]

@@ -100,10 +100,10 @@ class WorkspacePages:
         written, _, path = rest.partition("/")
         try:
             folder = base64.urlsafe_b64decode(written + "=" * (-len(written) % 4)).decode()
-        except ValueError:
+            given, wanted = secret.encode(), _secret(folder, self._password).encode()
+        except ValueError:  # neither is made by `page_address`
             return None
-        wanted = _secret(folder, self._password)
-        if not hmac.compare_digest(wanted.encode(), secret.encode()) or not is_shown(path):
+        if not hmac.compare_digest(wanted, given) or not is_shown(path):
             return None
         try:
             file = FolderStore(Path(folder), confined=True).local_path(path)

@@ -17,6 +17,15 @@ UNKNOWN = "-"
 GAP = "  "
 
 
+class Listing(Record):
+    """What a list has beside its entries: the number of older ones, what is foreign or damaged."""
+
+    workspace: str
+    num_older: int = 0
+    foreign: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+
 class Reading:
     """Reads records for a list: what is damaged is a sentence beside it, and not its end."""
 

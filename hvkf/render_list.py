@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from hvkf.listed import (
     UNKNOWN,
     AtWork,
+    Listing,
     Reading,
     in_columns,
     is_of_kind,
@@ -71,14 +72,10 @@ class Render(Record):
         )
 
 
-class RenderList(Record):
+class RenderList(Listing):
     """Renders, newest first, and how many older there are; what is foreign, and what is damaged."""
 
-    workspace: str
     renders: tuple[Render, ...]
-    num_older: int = 0
-    foreign: tuple[str, ...] = ()
-    damaged: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Write the table."""

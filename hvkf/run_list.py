@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from hvkf.listed import (
     UNKNOWN,
     AtWork,
+    Listing,
     Reading,
     in_columns,
     is_of_kind,
@@ -71,14 +72,10 @@ class Run(Record):
         )
 
 
-class RunList(Record):
+class RunList(Listing):
     """Runs, newest first, and the number of older ones; what is foreign, and what is damaged."""
 
-    workspace: str
     runs: tuple[Run, ...]
-    num_older: int = 0
-    foreign: tuple[str, ...] = ()
-    damaged: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Write the table, and under it why runs failed."""

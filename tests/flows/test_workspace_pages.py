@@ -126,3 +126,9 @@ def test_a_result_is_linked_where_a_server_shows_it(
     assert object_link("gallery", str(workspace), GALLERY, None) == linked
     folder = object_link("checkpoint", str(workspace), "runs/r/step-1", None)
     assert folder == f"checkpoint: `{workspace}/runs/r/step-1`", "a folder is no page"
+
+
+@pytest.mark.parametrize("address", ["\udcff/eA/evals/report.html", "0/\udcff/evals/report.html"])
+def test_an_address_that_is_no_text_is_no_page(address: str) -> None:
+    """What no server sends on raised within the application."""
+    assert WorkspacePages(PlainTextResponse("Prefect's"), PASSWORD)._file(address) is None
